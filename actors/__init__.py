@@ -1,0 +1,1 @@
+"""The side that plays: games, epsilon-greedy policy, n-step chunks."""

@@ -1,0 +1,116 @@
+"""Steps of one game become n-step transitions, transitions become chunks.
+
+The only place that knows n and gamma. A transition carries `discount`, not `done`: 0 where the
+episode terminated within its span, gamma^span otherwise, so a truncated episode bootstraps from
+its last observation and the loss needs neither n nor gamma.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from common.config import FRAME_SHAPE, STACK
+from common.messages import TRANSITION_DTYPE, Chunk, EpisodeStats, Spec
+
+_NO_FRAME = np.zeros(FRAME_SHAPE, np.uint8)
+
+
+class Accumulator:
+    """The unsent steps of one game.
+
+    Step i of the buffer saw frames[i : i + STACK], took actions[i], earned rewards[i].
+    first_chunk_transitions: length of the very first chunk (games that start together are given
+    different ones, so that their chunks do not arrive in bursts for ever after).
+    """
+
+    def __init__(self, spec: Spec, first_chunk_transitions: int | None = None) -> None:
+        self.spec = spec
+        self._discounts = spec.discounts()
+        self._chunk_transitions = first_chunk_transitions or spec.chunk_transitions
+        self._frames: list[np.ndarray] = []
+        self._actions: list[int] = []
+        self._rewards: list[float] = []
+        self._version = -1
+
+    def begin(self, frame: np.ndarray) -> None:
+        """An episode starts with `frame` [84, 84] u8; the stack before it is empty."""
+        self._frames = [_NO_FRAME] * (STACK - 1) + [frame]
+        self._actions, self._rewards = [], []
+
+    def append(
+        self,
+        action: int,
+        reward: float,
+        frame: np.ndarray,
+        terminated: bool,
+        truncated: bool,
+        policy_version: int,
+    ) -> list[Chunk]:
+        """One step and the frame it led to; returns the chunks that it completes (mostly none).
+
+        After `terminated` or `truncated` call `begin` before the next step.
+        """
+        if not self._actions:
+            self._version = policy_version
+        self._frames.append(frame)
+        self._actions.append(action)
+        self._rewards.append(reward)
+        if terminated or truncated:
+            return self._flush(terminated, policy_version)
+        if len(self._actions) == self._chunk_transitions + self.spec.n_step - 1:
+            return [self._emit(self._chunk_transitions, ended=False, next_version=policy_version)]
+        return []
+
+    def _flush(self, terminated: bool, version: int) -> list[Chunk]:
+        """The episode is over: everything goes, in at most two chunks."""
+        chunks = []
+        while self._actions:
+            count = min(len(self._actions), self._chunk_transitions)
+            chunks.append(self._emit(count, True, version, terminated))
+        return chunks
+
+    def _emit(self, count: int, ended: bool, next_version: int, terminated: bool = False) -> Chunk:
+        """Cut the first `count` transitions off the buffer."""
+        n, steps = self.spec.n_step, len(self._actions)
+        start = np.arange(count)
+        span = np.minimum(n, steps - start)
+        rewards = np.zeros(count + n)
+        rewards[: min(steps, count + n)] = self._rewards[: count + n]
+        transitions = np.zeros(count, TRANSITION_DTYPE)
+        transitions["action"] = self._actions[:count]
+        transitions["span"] = span
+        for k in range(n):
+            transitions["n_step_return"] += (self.spec.gamma**k * rewards[k : k + count]).astype(
+                np.float32
+            )
+        transitions["discount"] = self._discounts[span]
+        if terminated:
+            transitions["discount"][start + span == steps] = 0.0
+        frames = np.stack(self._frames[: STACK + int((start + span).max())])
+        chunk = Chunk(frames, transitions, self._version)
+        del self._frames[:count], self._actions[:count], self._rewards[:count]
+        self._version = next_version
+        self._chunk_transitions = self.spec.chunk_transitions
+        return chunk
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything unsent (the spec is the caller's)."""
+        return {
+            "frames": np.stack(self._frames).tobytes(),
+            "actions": list(self._actions),
+            "rewards": list(self._rewards),
+            "version": self._version,
+            "chunk_transitions": self._chunk_transitions,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        frames = np.frombuffer(state["frames"], np.uint8).reshape(-1, *FRAME_SHAPE)
+        self._frames = list(frames)
+        self._actions, self._rewards = list(state["actions"]), list(state["rewards"])
+        self._version, self._chunk_transitions = state["version"], state["chunk_transitions"]
+
+
+def with_episode(chunk: Chunk, episode: EpisodeStats) -> Chunk:
+    """The same chunk, carrying the statistics of the game that it finishes."""
+    return dataclasses.replace(chunk, episode=episode)

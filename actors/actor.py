@@ -1,0 +1,52 @@
+"""The actor process: play, send chunks, take new weights."""
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from actors.player import Player
+from common.config import Config
+from common.keys import load_actor_keys
+from common.network import state_size
+from common.schedules import ladder_epsilon, linear_epsilon
+from common.transport import ActorEndpoint, LearnerGone, endpoint
+
+
+def run_actor(
+    config: Config, run_dir: Path, actor_id: int, incarnation: int, beat: Callable[[], None]
+) -> int:
+    """Play until the learner says goodbye. -> exit code.
+
+    beat: called at least once a second while all is well. Raises Refused when the learner does.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+    player = Player(config, seed=[config.seed, 0, actor_id, incarnation])
+    keys = load_actor_keys(Path(config.keys)) if config.keys else None
+    size = state_size(player.network)
+    learner = ActorEndpoint(config, endpoint(config, run_dir), actor_id, size, keys, on_wait=beat)
+    try:
+        learner.handshake()
+        while True:
+            beat()
+            if weights := learner.poll():
+                player.load_weights(weights.version, weights.vector)
+            for chunk in player.step(actor_epsilon(config, actor_id, learner.env_steps)):
+                learner.send(chunk)
+    except LearnerGone as gone:
+        print(f"Actor {actor_id}: {gone}.", flush=True)
+        return 0 if learner.said_goodbye else 1
+    finally:
+        learner.close()
+        player.close()
+
+
+def actor_epsilon(config: Config, actor_id: int, env_steps: int) -> float:
+    """Exploration of one actor when the whole run has taken `env_steps`."""
+    if config.epsilon_ladder:
+        return ladder_epsilon(actor_id, max(config.actors, 1))
+    return linear_epsilon(
+        env_steps, config.epsilon_start, config.epsilon_final, config.epsilon_decay_env_steps
+    )

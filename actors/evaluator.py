@@ -1,0 +1,68 @@
+"""Greedy full games on games of their own: what a policy is worth without exploration."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from actors.game import Game, make_game
+from actors.policy import epsilon_greedy
+from common.config import FRAME_SHAPE, STACK, Config, ConfigError
+from common.network import DQN, network_for
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A network, ready to play, and the configuration that it was trained with."""
+
+    network: DQN
+    config: Config
+
+
+def load_policy(path: Path) -> Policy:
+    """Read best.safetensors. Raises ConfigError when the file is not a policy of ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = Config(**json.loads(file.metadata()["config"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        network = network_for(config)
+        network.load_state_dict(tensors)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{path} is not a policy of this version: {error}") from None
+    return Policy(network.eval(), config)
+
+
+def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> list[float]:
+    """Raw scores of so many whole games, each with up to 30 no-ops at its start.
+
+    All games run side by side and each is played once, so short games are not favoured.
+    """
+    torch.set_num_threads(1)
+    config = replace(policy.config, noop_max=30, episodic_life=False)
+    seeds = np.random.SeedSequence([seed, 2]).spawn(games + 1)
+    rng = np.random.default_rng(seeds[-1])
+    running: list[Game] = []
+    obs = np.zeros((games, STACK, *FRAME_SHAPE), np.uint8)
+    for i in range(games):
+        game = make_game(config.env, noop_max=config.noop_max)
+        obs[i, -1] = game.reset(seed=int(seeds[i].generate_state(1)[0]) >> 1)
+        running.append(game)
+    scores = np.zeros(games)
+    alive = np.arange(games)
+    while len(alive):
+        actions = epsilon_greedy(policy.network, obs[alive], epsilon, rng)
+        over = []
+        for i, action in zip(alive.tolist(), actions.tolist(), strict=True):
+            step = running[i].step(action)
+            scores[i] += step.reward
+            obs[i, :-1] = obs[i, 1:]
+            obs[i, -1] = step.frame
+            if step.game_over:
+                over.append(i)
+        alive = np.setdiff1d(alive, over)
+    for game in running:
+        game.close()
+    return scores.tolist()

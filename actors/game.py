@@ -1,0 +1,295 @@
+"""What an actor steps: one frame at a time, bit for bit the newest frame of `make_env`'s stack.
+
+`AtariGame` does what the wrappers do on the emulator's palette indices instead of its RGB, and
+only where the screen changed. The wrappers in `actors/env.py` say what is meant; this is fast.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ale_py
+import gymnasium
+import numpy as np
+from ale_py.env import AtariEnv
+
+from actors.env import SKIP, Env, cv2, has_fire, luma, open_env
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one env_step gave."""
+
+    frame: np.ndarray
+    """[84, 84] u8, fresh at each step: the game keeps no reference to it."""
+    reward: float
+    """Raw, unclipped, summed over the skipped frames."""
+    terminated: bool
+    """The episode ended for learning: game over, or a life lost with episodic_life."""
+    truncated: bool
+    """Cut off by a time limit: the learner bootstraps."""
+    game_over: bool
+    """The whole game ended, either way: its score and length are final."""
+
+
+class Game(Protocol):
+    """One game in play. A step that ended the episode is followed by reset()."""
+
+    n_actions: int
+
+    def reset(self, seed: int | None = None) -> np.ndarray:
+        """The first frame of an episode, [84, 84] u8. A seed starts a new game (and is slow)."""
+
+    def step(self, action: int) -> Step:
+        """Plays one env_step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it takes to go on bit for bit, in plain values and bytes."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken, in a game made the same way."""
+
+    def close(self) -> None:
+        """Lets go of the emulator."""
+
+
+def make_game(env_id: str, *, noop_max: int = 0, episodic_life: bool = False) -> Game:
+    """The game that `make_env` wraps, or says why there is none; no-ops and lives are Atari's."""
+    env = open_env(env_id)
+    bare = env.unwrapped
+    if not isinstance(bare, AtariEnv):
+        return GymGame(env)
+    if env.spec is not None and env.spec.max_episode_steps is not None:
+        raise ValueError(
+            f"{env_id} is limited by max_episode_steps: an Atari game takes its limit as "
+            "max_num_frames_per_episode"
+        )
+    return AtariGame(bare, noop_max=noop_max, episodic_life=episodic_life)
+
+
+class AtariGame:
+    """NoopResetEnv, MaxAndSkipEnv, EpisodicLifeEnv, FireResetEnv and ProcessFrame84 in one."""
+
+    def __init__(self, env: AtariEnv, *, noop_max: int = 0, episodic_life: bool = False) -> None:
+        self._env = env
+        self._ale = env.ale
+        self._screen = Screen(env.ale)
+        self._actions = env._action_set
+        self.n_actions = len(self._actions)
+        self._flicker = env._frameskip == 1  # else the emulator's own skip, which sees one frame
+        self._skip = SKIP if self._flicker else int(env._frameskip)  # type: ignore[arg-type]
+        self._fire = has_fire(env)
+        self._noop_max = noop_max
+        self._episodic_life = episodic_life
+        self._lives = 0
+        self._game_over = True
+
+    def reset(self, seed: int | None = None) -> np.ndarray:
+        frame = self._begin(seed)
+        for action in (1, 2) if self._fire else ():
+            step = self.step(action)
+            frame = self._begin() if step.terminated or step.truncated else step.frame
+        return frame
+
+    def step(self, action: int) -> Step:
+        reward = self._play(action)
+        ale = self._ale
+        game_over = ale.game_over()
+        lives = ale.lives()
+        lost = self._episodic_life and 0 < lives < self._lives
+        self._lives = lives
+        self._game_over = game_over
+        terminated = lost or ale.game_over(with_truncation=False)
+        return Step(
+            self._screen.frame(), float(reward), terminated, ale.game_truncated(), game_over
+        )
+
+    def _play(self, action: int) -> int:
+        """One action for one env_step; leaves on the screen the frames that count."""
+        ale, screen = self._ale, self._screen
+        code = self._actions[action]
+        reward = 0
+        if not self._flicker:
+            for _ in range(self._skip):
+                reward += ale.act(code)
+            screen.look_once()
+            return reward
+        for frame in range(self._skip):
+            reward += ale.act(code)
+            screen.look(frame % 2)  # every frame, as any may turn out the last but one
+            if ale.game_over():
+                break
+        if frame == 0:
+            screen.look_once()
+        return reward
+
+    def _begin(self, seed: int | None = None) -> np.ndarray:
+        """EpisodicLifeEnv.reset over NoopResetEnv.reset -> [84, 84] u8."""
+        new_game = self._game_over or not self._episodic_life or seed is not None
+        if not new_game:
+            self._play(0)
+            new_game = self._ale.game_over()
+        if new_game:
+            self._env.reset(seed=seed)
+            if self._noop_max:
+                self._noops()
+            self._screen.look_once()
+        self._game_over = False
+        self._lives = self._ale.lives()
+        return self._screen.frame()
+
+    def _noops(self) -> None:
+        skip = 1 if self._flicker else self._skip
+        for _ in range(self._env.np_random.integers(1, self._noop_max + 1)):
+            for _ in range(skip):
+                self._ale.act(self._actions[0])
+            if self._ale.game_over():
+                self._ale.reset_game()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "ale": self._ale.cloneState(include_rng=True).serialize(),
+            # As text: its integers have 128 bits, more than msgpack holds.
+            "rng": json.dumps(self._env.np_random.bit_generator.state),
+            "lives": self._lives,
+            "game_over": self._game_over,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._ale.restoreState(ale_py.ALEState(state["ale"]))
+        self._env.np_random.bit_generator.state = json.loads(state["rng"])
+        self._lives = state["lives"]
+        self._game_over = state["game_over"]
+
+    def close(self) -> None:
+        self._env.close()
+
+
+class Screen:
+    """The emulator's last two screens, and the 84x84 luma of their per-pixel maximum.
+
+    What did not change is not computed again: the luma is kept and renewed in words of eight
+    pixels, the resized picture in tiles. INTER_AREA from 210 (or 250) rows to 110 and from 160
+    columns to 84 maps each tile of 21 (25) rows and 40 columns onto 11 x 21 pixels of its own,
+    with the same weights everywhere: so the tiles that changed are resized one above the other,
+    in one call, bit for bit as within the whole picture (tests/test_env.py).
+    """
+
+    def __init__(self, ale: ale_py.ALEInterface) -> None:
+        self._ale = ale
+        rows, columns = ale.getScreenDims()
+        height = rows // 10  # of a tile, 11 rows resized; the first row of tiles is never seen
+        self._now = np.zeros((rows, columns), np.uint8)  # palette indices
+        seen = slice(18 * rows // 110, -(-102 * rows // 110))  # what rows 18:102 are made of
+        self._words = self._now[seen].reshape(-1).view(np.uint64)
+        self._pair = np.zeros((2, self._words.size), np.uint64)  # the last two screens
+
+        picture = np.zeros((rows, columns), np.float32)  # luma
+        self._luma = picture[seen].reshape(-1, 8)
+        self._luma_tiles = picture[height:].reshape(9, height, 4, 40).transpose(0, 2, 1, 3)
+        self._small = np.zeros((99, 84), np.uint8)  # rows 11:110 of the resized picture
+        self._small_tiles = self._small.reshape(9, 11, 4, 21).transpose(0, 2, 1, 3)
+        self._changed_tiles = np.ones((9, 4), bool)
+        row, word = np.divmod(np.arange(self._words.size), columns // 8)
+        self._tile_of_word = (row + seen.start - height) // height * 4 + word // 5
+        self._changed_words = [np.arange(self._words.size)]  # one array per look
+
+        self._palette = np.zeros((256, 3), np.uint8)  # RGB, learned from the emulator
+        self._known = b""  # the indices learned
+        self._luma_of = np.empty(0, np.float32)  # [65536], of the RGB maximum of two indices
+        ale.getScreen(self._now)
+        self._learn()
+        self._pair[:] = self._words
+
+    def look(self, slot: int) -> None:
+        """Takes the emulator's screen for one of the two; both slots count the same."""
+        self._ale.getScreen(self._now)
+        old = self._pair[slot]
+        changed = (self._words != old).nonzero()[0]
+        new = self._words[changed]
+        if new.tobytes().translate(None, self._known):
+            self._learn()
+        old[changed] = new
+        self._changed_words.append(changed)
+
+    def look_once(self) -> None:
+        """Takes the emulator's screen for both: there is no second one to take a maximum with."""
+        self.look(0)
+        self.look(1)
+
+    def frame(self) -> np.ndarray:
+        """-> [84, 84] u8, fresh."""
+        words = np.concatenate(self._changed_words)
+        self._changed_words.clear()
+        if words.size:
+            first, second = self._pair.take(words, axis=1).view(np.uint8)  # [n * 8] u8
+            code = first.astype(np.uint16) << 8 | second
+            self._luma[words] = self._luma_of.take(code).reshape(-1, 8)
+            tiles = self._changed_tiles
+            tiles.reshape(-1)[self._tile_of_word[words]] = True
+            img = self._luma_tiles[tiles]  # [n, height, 40] f32
+            n = len(img)
+            small = cv2.resize(img.reshape(-1, 40), (21, 11 * n), interpolation=cv2.INTER_AREA)
+            self._small_tiles[tiles] = small.reshape(n, 11, 21)  # f32 -> u8, cut off
+            tiles[:] = False
+        return self._small[7:91].copy()  # rows 18:102 of the resized picture
+
+    def _learn(self) -> None:
+        """Reads the colours now shown. Known ones stay as they are, and so does what was made."""
+        self._palette[self._now] = self._ale.getScreenRGB()
+        self._known = bytes(set(self._known) | set(self._now.tobytes()))
+        self._luma_of = luma(np.maximum(self._palette[:, np.newaxis], self._palette)).reshape(-1)
+
+
+class GymGame:
+    """Any other gymnasium environment that gives [84, 84] u8 by itself.
+
+    To be saved it needs `get_state()` and `set_state(state)`, in plain values and with all its
+    randomness; the steps of its time limit are kept here.
+    """
+
+    def __init__(self, env: Env) -> None:
+        self._env = env
+        self._limit = _time_limit(env)
+        self.n_actions = int(env.action_space.n)  # type: ignore[attr-defined]
+
+    def reset(self, seed: int | None = None) -> np.ndarray:
+        return np.array(self._env.reset(seed=seed)[0])
+
+    def step(self, action: int) -> Step:
+        obs, reward, terminated, truncated, _ = self._env.step(action)
+        over = bool(terminated or truncated)
+        return Step(np.array(obs), float(reward), bool(terminated), bool(truncated), over)
+
+    def state_dict(self) -> dict[str, Any]:
+        self._check_can_save()
+        steps = self._limit._elapsed_steps if self._limit else None
+        return {"env": self._env.unwrapped.get_state(), "limit_env_steps": steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._check_can_save()
+        self._env.reset()  # gymnasium refuses to step an environment that was never reset
+        self._env.unwrapped.set_state(state["env"])
+        if self._limit:
+            self._limit._elapsed_steps = state["limit_env_steps"]
+
+    def _check_can_save(self) -> None:
+        bare = self._env.unwrapped
+        if not (hasattr(bare, "get_state") and hasattr(bare, "set_state")):
+            name = type(bare).__name__
+            raise NotImplementedError(f"{name} cannot be saved: it has no get_state and set_state")
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def _time_limit(env: Env) -> gymnasium.wrappers.TimeLimit | None:
+    """The layer of `env` that counts its steps, if one does."""
+    while isinstance(env, gymnasium.Wrapper):
+        if isinstance(env, gymnasium.wrappers.TimeLimit):
+            return env
+        env = env.env
+    return None

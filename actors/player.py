@@ -1,0 +1,107 @@
+"""k games stepped together: one batched forward pass, one chunk stream."""
+
+from typing import Any
+
+import numpy as np
+
+from actors.accumulator import Accumulator, with_episode
+from actors.game import make_game
+from actors.policy import epsilon_greedy
+from common.config import FRAME_SHAPE, STACK, Config, ConfigError
+from common.messages import Chunk, EpisodeStats, Spec
+from common.network import load_state_vector, network_for
+
+
+class Player:
+    """The games of one actor, the network that plays them, and their accumulators.
+
+    seed: anything np.random.SeedSequence takes; every game and the policy draw from it apart.
+    obs: [k, STACK, 84, 84] u8, what the network sees, newest frame last.
+    """
+
+    def __init__(self, config: Config, seed: list[int]) -> None:
+        self.config = config
+        policy_seed, *game_seeds = np.random.SeedSequence(seed).spawn(1 + config.envs_per_actor)
+        self.rng = np.random.default_rng(policy_seed)
+        self.games = [
+            make_game(config.env, noop_max=config.noop_max, episodic_life=config.episodic_life)
+            for _ in game_seeds
+        ]
+        if self.games[0].n_actions != config.n_actions:
+            raise ConfigError(
+                f"{config.env} has {self.games[0].n_actions} actions here, the configuration says "
+                f"{config.n_actions}: actor and learner do not play the same game."
+            )
+        self.network = network_for(config).eval()
+        self.weights_version = -1
+        k, chunk = len(self.games), config.chunk_transitions
+        self.accumulators = [
+            Accumulator(Spec.of(config), max(1, chunk * (i + 1) // k)) for i in range(k)
+        ]
+        self.obs = np.zeros((k, STACK, *FRAME_SHAPE), np.uint8)
+        self.scores, self.lengths = [0.0] * k, [0] * k
+        for i, game_seed in enumerate(game_seeds):
+            self._begin(i, seed=int(game_seed.generate_state(1)[0]) >> 1)
+
+    def load_weights(self, version: int, vector: np.ndarray) -> None:
+        load_state_vector(self.network, vector)
+        self.weights_version = version
+
+    def step(self, epsilon: float) -> list[Chunk]:
+        """One env step of every game. Returns the chunks that became complete."""
+        actions = epsilon_greedy(self.network, self.obs, epsilon, self.rng)
+        chunks: list[Chunk] = []
+        for i, action in enumerate(actions.tolist()):
+            chunks += self._step_game(i, action, epsilon)
+        return chunks
+
+    def _step_game(self, i: int, action: int, epsilon: float) -> list[Chunk]:
+        step = self.games[i].step(action)
+        self.scores[i] += step.reward
+        self.lengths[i] += 1
+        reward = float(np.sign(step.reward)) if self.config.clip_rewards else step.reward
+        chunks = self.accumulators[i].append(
+            action, reward, step.frame, step.terminated, step.truncated, self.weights_version
+        )
+        if step.game_over:
+            stats = EpisodeStats(self.scores[i], self.lengths[i], epsilon, self.weights_version)
+            chunks[-1] = with_episode(chunks[-1], stats)
+            self.scores[i], self.lengths[i] = 0.0, 0
+        if step.terminated or step.truncated:
+            self._begin(i)
+        else:
+            self.obs[i, :-1] = self.obs[i, 1:]
+            self.obs[i, -1] = step.frame
+        return chunks
+
+    def _begin(self, i: int, seed: int | None = None) -> None:
+        frame = self.games[i].reset(seed)
+        self.obs[i] = 0
+        self.obs[i, -1] = frame
+        self.accumulators[i].begin(frame)
+
+    def close(self) -> None:
+        for game in self.games:
+            game.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the weights; lock-step checkpoints resume from it bit for bit."""
+        return {
+            "rng": self.rng.bit_generator.state,
+            "games": [game.state_dict() for game in self.games],
+            "accumulators": [a.state_dict() for a in self.accumulators],
+            "obs": self.obs.tobytes(),
+            "scores": list(self.scores),
+            "lengths": list(self.lengths),
+            "weights_version": self.weights_version,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]
+        for game, saved in zip(self.games, state["games"], strict=True):
+            game.load_state_dict(saved)
+        for accumulator, saved in zip(self.accumulators, state["accumulators"], strict=True):
+            accumulator.load_state_dict(saved)
+        self.obs[:] = np.frombuffer(state["obs"], np.uint8).reshape(self.obs.shape)
+        self.scores, self.lengths = list(state["scores"]), list(state["lengths"])
+        self.weights_version = state["weights_version"]

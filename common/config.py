@@ -1,0 +1,347 @@
+"""One frozen dataclass holds every setting; the flags, the help and the presets follow from it.
+
+A bare string that starts with `## ` opens a group of flags; the string under a field is its help.
+"""
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+FRAME_SHAPE = (84, 84)
+STACK = 4  # frames in one observation
+VERSION = "0.1.0"
+
+
+class ConfigError(ValueError):
+    """A setting is wrong. The message is one sentence for the user (exit code 2)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run. Defaults are the preset `pong`."""
+
+    """## The run"""
+    preset: str = "pong"
+    """Starting values: pong (soonest solved), book (the reference program), atari (other games)."""
+    env: str = "PongNoFrameskip-v4"
+    """Game, a gymnasium id; `module:Id` imports the module first."""
+    seed: int = 0
+    """Root of every random number of the run."""
+    run_dir: str = ""
+    """Folder of the run; empty: runs/<env>-<preset>-<seed>-<time>."""
+    reward: float = 19.5
+    """Solved when the mean score of the last 100 finished games exceeds this."""
+    max_env_steps: int = 0
+    """Stop after so many env steps (one decision, 4 emulator frames); 0: no limit."""
+    max_minutes: float = 0.0
+    """Stop after so many minutes, start-up included; 0: no limit."""
+
+    """## The game"""
+    noop_max: int = 0
+    """Up to so many no-ops after a reset (for games without random starts)."""
+    episodic_life: bool = False
+    """Treat a lost life as the end of an episode (learning only; scores are of whole games)."""
+    n_actions: int = 0
+    """Size of the action set; 0: asked of the game at start."""
+    clip_rewards: bool = False
+    """Learn from the sign of the reward; reported scores stay unclipped."""
+
+    """## Acting"""
+    actors: int = -1
+    """Actor processes; 0: everything in this process in lock-step (bit-reproducible on the CPU);
+    -1: one per core, less one for the learner."""
+    envs_per_actor: int = 8
+    """Games per actor, stepped in turn with one batched forward pass."""
+    epsilon_start: float = 1.0
+    """Exploration at env step 0."""
+    epsilon_final: float = 0.02
+    """Exploration from epsilon_decay_env_steps on."""
+    epsilon_decay_env_steps: int = 100_000
+    """Length of the linear decay, counted over all actors."""
+    epsilon_ladder: bool = False
+    """Give actor i of N a constant epsilon of its own: 0.4^(1 + 7 i / (N - 1)), as Ape-X does."""
+    n_step: int = 3
+    """Rewards summed before bootstrapping."""
+    gamma: float = 0.99
+    """Discount per env step."""
+    chunk_transitions: int = 64
+    """Transitions sent and stored together."""
+    window_chunks: int = 16
+    """Chunks an actor may have under way, unacknowledged."""
+
+    """## Replay"""
+    replay_transitions: int = 200_000
+    """Capacity."""
+    learning_starts_transitions: int = 10_000
+    """Transitions in replay before the first update."""
+    replay_device: Literal["cpu", "cuda"] = "cpu"
+    """Where the frames live."""
+    prioritized: bool = False
+    """Sample in proportion to |TD error|^alpha (Schaul et al. 2016) instead of uniformly."""
+    priority_alpha: float = 0.6
+    """Exponent of the priorities."""
+    priority_beta: float = 0.4
+    """Exponent of the importance weights."""
+    samples_per_insert: float = 0.8
+    """Transitions trained on per transition inserted; couples the learner's rate to the actors'."""
+    samples_per_insert_tolerance: float = 0.0
+    """How many samples the actors may run ahead of that ratio; 0: chosen to suit."""
+
+    """## Learning"""
+    cuda: bool = False
+    """Learn on the GPU."""
+    learner_threads: int = 0
+    """CPU threads of the learner; 0: the cores that the actors leave over, at least one."""
+    network: Literal["nature", "nips"] = "nature"
+    """Nature: 32-64-64 filters and 512 units (Mnih 2015); nips: 16-32 and 256 (Mnih 2013)."""
+    dueling: bool = True
+    """Separate value and advantage streams (Wang et al. 2016)."""
+    double: bool = True
+    """The online network chooses, the target network values (van Hasselt et al. 2016)."""
+    standardize: bool = True
+    """Feed (x - mean) / scale measured over the warm-up, instead of x / 255."""
+    loss: Literal["huber", "mse"] = "huber"
+    """Loss of the TD error."""
+    batch_size: int = 32
+    """Transitions per update."""
+    learning_rate: float = 2.5e-4
+    """Adam's step size."""
+    adam_epsilon: float = 1e-8
+    """Adam's epsilon."""
+    max_grad_norm: float = 10.0
+    """Clip the gradient's norm to this before the step; 0: never."""
+    target_sync_period_updates: int = 300
+    """Updates between copies of the online network to the target network."""
+    publish_period_updates: int = 20
+    """Updates between new weights for the actors."""
+
+    """## Transport"""
+    bind: str = ""
+    """Where the learner listens, e.g. tcp://127.0.0.1:5555; empty: a private socket file."""
+    keys: str = ""
+    """Folder of CURVE keys (`launch.py keys`); required by any bind beyond this machine."""
+
+    """## Records"""
+    log_period_seconds: float = 10.0
+    """Seconds between lines on the console, rows in metrics.csv and points in TensorBoard."""
+    log_period_env_steps: int = 1_000
+    """The same in lock-step, where rows must not depend on the clock."""
+    checkpoint_period_seconds: float = 300.0
+    """Seconds between checkpoints; 0: only at the end."""
+    checkpoints_kept: int = 2
+    """Older checkpoints are removed."""
+
+    def __post_init__(self) -> None:
+        for name, value in _field_values(self):
+            _check_type(name, value)
+        for names, low, high in _RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                if not low <= value <= high:
+                    raise ConfigError(f"{flag(name)} is {value}, expected {_between(low, high)}.")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.learning_starts_transitions > self.replay_transitions:
+            raise ConfigError(
+                f"--learning-starts-transitions ({self.learning_starts_transitions}) exceeds "
+                f"--replay-transitions ({self.replay_transitions}): learning would never start; "
+                "raise the one or lower the other."
+            )
+        if self.batch_size > self.learning_starts_transitions:
+            raise ConfigError(
+                f"--batch-size ({self.batch_size}) exceeds --learning-starts-transitions "
+                f"({self.learning_starts_transitions}): a batch is drawn without replacement; "
+                "raise the one or lower the other."
+            )
+        if self.replay_transitions < 2 * self.chunk_transitions:
+            raise ConfigError(
+                f"--replay-transitions ({self.replay_transitions}) holds less than two chunks of "
+                f"--chunk-transitions {self.chunk_transitions}."
+            )
+        if self.replay_device == "cuda" and not self.cuda:
+            raise ConfigError("--replay-device cuda needs --cuda.")
+        least = self.batch_size + self.samples_per_insert * self.chunk_transitions
+        if 0 < self.samples_per_insert_tolerance < least:
+            raise ConfigError(
+                f"--samples-per-insert-tolerance {self.samples_per_insert_tolerance:g} would "
+                f"deadlock actors and learner; with this batch, ratio and chunk it must be at "
+                f"least {least:g}, or 0 to have it chosen."
+            )
+
+    @property
+    def tolerance_samples(self) -> float:
+        """The limiter's tolerance: as set, or two chunks for every game and a batch."""
+        games = max(self.actors, 1) * self.envs_per_actor
+        chosen = self.batch_size + 2 * games * self.samples_per_insert * self.chunk_transitions
+        return self.samples_per_insert_tolerance or chosen
+
+    def agreement(self) -> dict[str, Any]:
+        """What actor and learner must have in common for chunks to mean the same to both."""
+        return {name: getattr(self, name) for name in _AGREED}
+
+    def agreement_hash(self) -> str:
+        text = json.dumps(self.agreement(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def resolved(self) -> "Config":
+        """The same with what depends on the machine filled in (actors, threads)."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        actors = self.actors if self.actors >= 0 else max(1, (cores or 2) - 1)
+        threads = self.learner_threads or max(1, (cores or 1) - actors)
+        return dataclasses.replace(self, actors=actors, learner_threads=threads)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, path: Path) -> "Config":
+        """Read a run's config.json. Raises ConfigError when it is not one."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{path} is not a configuration of this version: {error}.") from None
+
+
+_AGREED = (
+    *("env", "n_actions", "noop_max", "episodic_life", "clip_rewards"),
+    *("n_step", "gamma", "chunk_transitions", "network", "dueling"),
+)
+
+_RANGES: list[tuple[str, float, float]] = [
+    ("actors", -1, 4096),
+    ("envs_per_actor", 1, 1024),
+    ("seed", 0, 2**31 - 1),
+    ("noop_max max_env_steps max_minutes", 0, 1e12),
+    ("n_actions", 0, 256),
+    ("epsilon_start epsilon_final gamma priority_alpha priority_beta", 0, 1),
+    ("epsilon_decay_env_steps", 1, 10**12),
+    ("n_step", 1, 50),
+    ("chunk_transitions", 1, 1024),
+    ("window_chunks", 1, 1024),
+    ("replay_transitions learning_starts_transitions", 1, 10**9),
+    ("samples_per_insert", 0.001, 1000),
+    ("samples_per_insert_tolerance", 0, 1e12),
+    ("learner_threads", 0, 1024),
+    ("batch_size", 1, 65536),
+    ("learning_rate adam_epsilon", 1e-12, 1),
+    ("max_grad_norm", 0, 1e9),
+    ("target_sync_period_updates publish_period_updates log_period_env_steps", 1, 10**9),
+    ("log_period_seconds", 0.05, 86400),
+    ("checkpoint_period_seconds", 0, 1e9),
+    ("checkpoints_kept", 1, 1000),
+]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "pong": {},
+    # The reference program, number for number: one game, one update per env step.
+    "book": {
+        "envs_per_actor": 1,
+        "epsilon_decay_env_steps": 100_000,
+        "n_step": 1,
+        "replay_transitions": 10_000,
+        "learning_starts_transitions": 10_000,
+        "samples_per_insert": 32.0,
+        "dueling": False,
+        "double": False,
+        "standardize": False,
+        "loss": "mse",
+        "learning_rate": 1e-4,
+        "max_grad_norm": 0.0,
+        "target_sync_period_updates": 1_000,
+        "publish_period_updates": 1,
+    },
+    "atari": {
+        "noop_max": 30,
+        "episodic_life": True,
+        "clip_rewards": True,
+        "reward": 1e9,
+        "epsilon_final": 0.01,
+        "epsilon_decay_env_steps": 1_000_000,
+        "replay_transitions": 1_000_000,
+        "learning_starts_transitions": 50_000,
+        "learning_rate": 1e-4,
+        "adam_epsilon": 1.5e-4,
+        "samples_per_insert": 8.0,
+        "target_sync_period_updates": 2_000,
+    },
+}
+
+
+def flag(field_name: str) -> str:
+    """`max_minutes` -> `--max-minutes`."""
+    return "--" + field_name.replace("_", "-")
+
+
+def make_config(preset: str, **overrides: Any) -> Config:
+    """A preset with some fields replaced. Raises ConfigError naming what is wrong."""
+    if preset not in PRESETS:
+        raise ConfigError(
+            f"Unknown preset {preset!r}{did_you_mean(preset, PRESETS)}; "
+            f"the presets are {', '.join(PRESETS)}."
+        )
+    return Config(**{"preset": preset, **PRESETS[preset], **overrides})
+
+
+def did_you_mean(word: str, known: Any) -> str:
+    """', did you mean a or b' for the closest of the known words, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
+    return f", did you mean {' or '.join(close)}" if close else ""
+
+
+@dataclass(frozen=True)
+class FieldDoc:
+    """What the command line shows of one field."""
+
+    name: str
+    group: str
+    help: str
+    type: Any
+    default: Any
+
+
+def field_docs() -> list[FieldDoc]:
+    """The fields in order, with the group and the help read from this file's own strings."""
+    hints, docs, group = get_type_hints(Config), [], ""
+    defaults = {f.name: f.default for f in dataclasses.fields(Config)}
+    body = ast.parse(inspect.getsource(Config)).body[0].body  # type: ignore[attr-defined]
+    for here, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name):
+            name = here.target.id
+            text = " ".join(ast.literal_eval(after.value).split())  # type: ignore
+            docs.append(FieldDoc(name, group, text, hints[name], defaults[name]))
+        elif isinstance(here, ast.Expr) and ast.literal_eval(here.value).startswith("## "):
+            group = ast.literal_eval(here.value)[3:]
+    return docs
+
+
+def _field_values(config: Config) -> list[tuple[str, Any]]:
+    return [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
+
+
+_HINTS: dict[str, Any] = {}
+
+
+def _check_type(name: str, value: Any) -> None:
+    if not _HINTS:
+        _HINTS.update(get_type_hints(Config))
+    hint = _HINTS[name]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ConfigError(f"{flag(name)} is {value!r}, expected {' or '.join(get_args(hint))}.")
+    elif hint is float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+            raise ConfigError(f"{flag(name)} is {value!r}, expected a number.")
+    elif type(value) is not hint:
+        raise ConfigError(f"{flag(name)} is {value!r}, expected {hint.__name__}.")
+
+
+def _between(low: float, high: float) -> str:
+    return f"at least {low:g}" if high >= 1e9 else f"{low:g} to {high:g}"

@@ -1,0 +1,87 @@
+"""What a child process needs of its parent: to die with it, to show life, to be told to stop."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import mmap
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Tie this process's life to its parent's; call it first thing in a child."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:  # it died before the call above: no signal will come
+        os._exit(1)
+
+
+class Heartbeats:
+    """A mapped file with one u64 per child: the time of its last beat, 0 before the first.
+
+    A beat is one aligned 8-byte store and no system call; CLOCK_MONOTONIC is the same clock in
+    every process of a machine, so the reader may subtract.
+    """
+
+    def __init__(self, path: Path, *, owner: bool) -> None:
+        self._path, self._owner = path, owner
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), 0)
+        self._view = memoryview(self._memory)
+        self._beats = self._view.cast("Q")
+
+    @classmethod
+    def create(cls, path: Path, slots: int) -> Heartbeats:
+        """The supervisor's side; its close() removes the file."""
+        path.unlink(missing_ok=True)  # truncated, it would be a SIGBUS to who still maps it
+        path.write_bytes(bytes(8 * slots))
+        return cls(path, owner=True)
+
+    @classmethod
+    def open(cls, path: Path) -> Heartbeats:
+        """A child's side."""
+        return cls(path, owner=False)
+
+    def beat(self, slot: int) -> None:
+        self._beats[slot] = time.monotonic_ns()
+
+    def age_seconds(self, slot: int) -> float:
+        """Seconds since the last beat; infinite before the first."""
+        last = self._beats[slot]
+        return (time.monotonic_ns() - last) / 1e9 if last else math.inf
+
+    def reset(self, slot: int) -> None:
+        self._beats[slot] = 0
+
+    def close(self) -> None:
+        self._beats.release()
+        self._view.release()
+        self._memory.close()
+        if self._owner:
+            self._path.unlink(missing_ok=True)
+
+
+class StopSignal:
+    """The first of these signals asks for an orderly end; `reason` says so from then on.
+
+    A second SIGINT acts as if there were no handler, for whoever does not want to wait; a second
+    SIGTERM changes nothing (schedulers send it to every process of a job, and often twice).
+    """
+
+    def __init__(self, *signals: signal.Signals) -> None:
+        self.reason = ""
+        for one in signals:
+            signal.signal(one, self._set)
+
+    def _set(self, signum: int, frame: FrameType | None) -> None:
+        self.reason = "Interrupted."
+        if signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)

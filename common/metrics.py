@@ -1,0 +1,119 @@
+"""What a run shows and keeps: TensorBoard, metrics.csv, the console, named timings."""
+
+import collections
+import contextlib
+import csv
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from common.config import Config
+
+COLUMNS = (
+    *("kind", "wall_seconds", "env_steps", "updates", "games", "score", "mean_score_100"),
+    *("epsilon", "env_steps_per_second", "updates_per_second", "policy_lag_updates"),
+    *("loss", "q_mean"),
+)
+SOLVED_GAMES = 100
+
+
+class Timings:
+    """Seconds spent in named sections; what is not in one is `other`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = collections.defaultdict(float)
+        self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def section(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def fractions(self) -> dict[str, float]:
+        """Share of the time since the last call, by section; starts anew."""
+        now = time.perf_counter()
+        total = max(now - self._since, 1e-9)
+        shares = {name: seconds / total for name, seconds in self.seconds.items()}
+        shares["other"] = max(0.0, 1.0 - sum(shares.values()))
+        self.seconds.clear()
+        self._since = now
+        return shares
+
+
+class Scores:
+    """Raw scores of finished games; `mean_100` is over the last 100 (fewer at the start)."""
+
+    def __init__(self) -> None:
+        self.last: collections.deque[float] = collections.deque(maxlen=SOLVED_GAMES)
+        self.games = 0
+        self.best_mean_100 = float("-inf")
+
+    def add(self, score: float) -> None:
+        self.last.append(score)
+        self.games += 1
+
+    @property
+    def mean_100(self) -> float:
+        return sum(self.last) / len(self.last) if self.last else float("nan")
+
+    def is_new_best(self) -> bool:
+        """True when 100 games are behind their mean and it beats every earlier one."""
+        if self.games < SOLVED_GAMES or self.mean_100 <= self.best_mean_100:
+            return False
+        self.best_mean_100 = self.mean_100
+        return True
+
+    def solved(self, reward: float) -> bool:
+        return self.games >= SOLVED_GAMES and self.mean_100 > reward
+
+
+class Metrics:
+    """Writes the records of one run folder. `resume_env_steps`: where a resumed run goes on."""
+
+    def __init__(self, config: Config, run_dir: Path, resume_env_steps: int | None = None) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter  # 2 s: only who writes pays
+
+        self._writer = SummaryWriter(str(run_dir), purge_step=resume_env_steps, flush_secs=10)
+        path = run_dir / "metrics.csv"
+        if resume_env_steps is not None and path.exists():
+            _trim_csv(path, resume_env_steps)
+        fresh = not path.exists()
+        self._file: TextIO = path.open("a", newline="")
+        self._csv = csv.DictWriter(self._file, COLUMNS, restval="")
+        if fresh:
+            self._csv.writeheader()
+        rows = [f"|{f.name}|{getattr(config, f.name)}|" for f in dataclasses.fields(config)]
+        self._writer.add_text("config", "\n".join(["|setting|value|", "|-|-|", *rows]))
+
+    def scalars(self, values: dict[str, float], env_steps: int) -> None:
+        for tag, value in values.items():
+            if value == value:  # TensorBoard draws NaN as a triangle; leave it out
+                self._writer.add_scalar(tag, value, env_steps)
+
+    def row(self, kind: str, values: dict[str, Any]) -> None:
+        """kind: "game" or "period"; floats are written with 6 significant digits."""
+        shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()}
+        self._csv.writerow({"kind": kind, **shown})
+
+    def flush(self) -> None:
+        self._file.flush()
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._writer.close()
+
+
+def _trim_csv(path: Path, env_steps: int) -> None:
+    """Drop the rows that a resumed run will live through again."""
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["env_steps"]) <= env_steps]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,108 @@
+"""The Q-network: uint8 observations in, action values out.
+
+`DQN` is the Nature network (Mnih et al. 2015) or the smaller one of Mnih et al. 2013, with an
+optional dueling head (Wang et al. 2016). Input scaling lives inside: a per-pixel mean and one
+scale are buffers of the network, so they travel with its weights, checkpoints and exports.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.config import FRAME_SHAPE, STACK, Config
+
+_CONVOLUTIONS = {  # filters, kernel, stride
+    "nature": [(32, 8, 4), (64, 4, 2), (64, 3, 1)],
+    "nips": [(16, 8, 4), (32, 4, 2)],
+}
+_HIDDEN_UNITS = {"nature": 512, "nips": 256}
+
+
+class DQN(nn.Module):
+    """Action values of stacked frames.
+
+    input_shape: (STACK, height, width); n_actions: size of the output.
+    forward: obs [B, *input_shape] u8 -> q [B, n_actions] f32.
+    """
+
+    pixel_mean: Tensor
+    pixel_scale: Tensor
+
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        n_actions: int,
+        network: str = "nature",
+        dueling: bool = False,
+    ) -> None:
+        super().__init__()
+        self.input_shape, self.n_actions, self.dueling = input_shape, n_actions, dueling
+        channels, layers = input_shape[0], []
+        for filters, kernel, stride in _CONVOLUTIONS[network]:
+            layers += [nn.Conv2d(channels, filters, kernel, stride), nn.ReLU()]
+            channels = filters
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        with torch.no_grad():
+            width = self.features(torch.zeros(1, *input_shape)).shape[1]
+        hidden = _HIDDEN_UNITS[network]
+        self.advantage = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, n_actions)
+        )
+        if dueling:
+            self.value = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        # x / 255 until `standardize` measures better; see docs/learning.md.
+        self.register_buffer("pixel_mean", torch.zeros(input_shape[1:]))
+        self.register_buffer("pixel_scale", torch.tensor(255.0))
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.head(self.features(self.scale(obs)))
+
+    def scale(self, obs: Tensor) -> Tensor:
+        """[B, STACK, H, W] u8 -> [B, STACK, H, W] f32."""
+        return (obs.float() - self.pixel_mean) / self.pixel_scale
+
+    def head(self, features: Tensor) -> Tensor:  # [B, width] -> [B, n_actions]
+        advantage: Tensor = self.advantage(features)
+        if not self.dueling:
+            return advantage
+        value: Tensor = self.value(features)
+        return value + advantage - advantage.mean(dim=1, keepdim=True)
+
+    @torch.no_grad()
+    def standardize(self, frames: Tensor) -> None:
+        """Measure the input scaling on `frames` [F, H, W] u8: per-pixel mean, one global scale.
+
+        The scale is the standard deviation of all pixels around their means, at least 1 so that
+        a still picture cannot blow up.
+        """
+        x = frames.float()
+        mean = x.mean(dim=0)
+        self.pixel_mean.copy_(mean)
+        self.pixel_scale.copy_((x - mean).pow(2).mean().sqrt().clamp(min=1.0))
+
+
+def network_for(config: Config) -> DQN:
+    """The network that a configuration describes, with fresh weights."""
+    return DQN((STACK, *FRAME_SHAPE), config.n_actions, config.network, config.dueling)
+
+
+def state_vector(network: nn.Module) -> np.ndarray:
+    """Parameters and buffers, in the order of `state_dict()`, as one [P] f32 vector on the CPU."""
+    parts = [t.detach().reshape(-1).float() for t in network.state_dict().values()]
+    return torch.cat(parts).cpu().numpy()
+
+
+def state_size(network: nn.Module) -> int:
+    """Length of `state_vector`."""
+    return sum(t.numel() for t in network.state_dict().values())
+
+
+@torch.no_grad()
+def load_state_vector(network: nn.Module, vector: np.ndarray) -> None:
+    """The inverse of `state_vector`. Raises ValueError when the length does not fit."""
+    if vector.shape != (state_size(network),):
+        raise ValueError(f"state vector {vector.shape}, expected ({state_size(network)},)")
+    flat, start = torch.tensor(vector), 0
+    for tensor in network.state_dict().values():
+        tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
+        start += tensor.numel()

@@ -1,0 +1,18 @@
+"""Exploration schedules: pure functions."""
+
+
+def linear_epsilon(env_steps: int, start: float, final: float, decay_env_steps: int) -> float:
+    """max(final, start - env_steps / decay_env_steps), the form of the reference program.
+
+    A straight line that loses 1 per `decay_env_steps` env steps (counted over all actors) and is
+    cut off at `final`.
+    """
+    return float(max(final, start - max(env_steps, 0) / decay_env_steps))
+
+
+def ladder_epsilon(actor_id: int, actors: int, base: float = 0.4, exponent: float = 7.0) -> float:
+    """Constant epsilon of actor i of N: base ^ (1 + exponent * i / (N - 1)).
+
+    Ape-X (Horgan et al. 2018, section 4.1). A single actor gets `base`.
+    """
+    return float(base ** (1.0 + exponent * actor_id / max(actors - 1, 1)))

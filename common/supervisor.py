@@ -1,0 +1,336 @@
+"""Starts, watches, restarts and ends the processes of a run: one learner, N actors."""
+
+from __future__ import annotations
+
+import math
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from common.lifeline import Heartbeats
+
+INTERRUPTED = 130
+GAVE_UP = 1
+ACTOR_GRACE_SECONDS = 3.0
+BACKOFF_LIMIT_SECONDS = 8.0
+HEALTHY_LIFE_SECONDS = 60.0  # an actor that lived this long starts again at the first backoff
+LOOK_PERIOD_SECONDS = 1.0
+KILL_WAIT_SECONDS = 5.0
+ECHO_SECONDS = 0.1  # `timeout` signals the process, then its group: that is one request, not two
+
+
+@dataclass(frozen=True)
+class ChildSpec:
+    """How to start one child; `env` is added to this process's environment."""
+
+    name: str
+    argv: list[str]
+    slot: int | None = None
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Child:
+    """A place in the run, and the process that fills it now."""
+
+    make: Callable[[int], ChildSpec]  # incarnation -> spec
+    process: subprocess.Popen[bytes] | None = None
+    start_at: float | None = 0.0  # None: running, or not to be started again
+    incarnation: int = 0
+    started: float = 0.0
+    backoff_seconds: float = 0.0
+    deaths: list[float] = field(default_factory=list)
+    stuck: str = ""  # why it was judged stuck
+    name: str = ""
+    slot: int | None = None
+    log: Path = Path()
+
+    def start(self, spec: ChildSpec, logs: Path, *, to_console: bool) -> None:
+        self.name, self.slot = spec.name, spec.slot
+        self.log = logs / f"{spec.name}.{self.incarnation}.log"
+        with self.log.open("wb") as log:  # a file, since a full pipe would block the child
+            self.process = subprocess.Popen(
+                spec.argv,
+                stdin=subprocess.DEVNULL,
+                stdout=None if to_console else log,
+                stderr=log,
+                env={**os.environ, **spec.env},
+                start_new_session=True,  # the terminal's Ctrl-C is the supervisor's alone
+            )
+        self.started, self.start_at, self.stuck = time.monotonic(), None, ""
+
+    def terminate(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+
+    def kill(self) -> None:
+        """SIGKILL for the child and all it started; reaches stopped processes too."""
+        if self.process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+
+    def reap(self) -> int | None:
+        """The exit code, once, if it has died; what it had started itself dies with it."""
+        if self.process is None or (code := self.process.poll()) is None:
+            return None
+        self.kill()
+        self.process = None
+        return code
+
+
+@dataclass
+class Supervisor:
+    """One learner, N actors, no orphan: run() returns the exit code of the whole program."""
+
+    learner: Callable[[], ChildSpec]
+    actor: Callable[[int, int], ChildSpec]  # (actor_id, incarnation)
+    actors: int
+    heartbeats: Heartbeats
+    _: KW_ONLY
+    logs: Path
+    log: Callable[[str], None]
+    resume_hint: str = ""  # the command that would resume this run
+    stall_seconds: float = 30.0
+    start_seconds: float = 120.0  # from the start of a child to its first beat
+    backoff_seconds: float = 0.5
+    max_deaths: int = 5
+    death_window_seconds: float = 60.0
+    grace_seconds: float = 60.0  # what the learner gets to save
+    fatal_actor_codes: frozenset[int] = frozenset({2, 3, 4})
+    user_error_codes: frozenset[int] = frozenset({2, 3, 4, 5})  # the message says it all
+    restarts: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._learner = _Child(lambda incarnation: self.learner())
+        self._actors = [_Child(partial(self.actor, i)) for i in range(self.actors)]
+        self._stop_requests, self._last_stop = 0, -math.inf
+        self._ending: int | None = None  # the exit code, decided before the learner has gone
+        self._deadline = math.inf  # of the ending
+        self._shown = ""
+
+    @property
+    def alive(self) -> int:
+        """Actors running now."""
+        return sum(actor.process is not None for actor in self._actors)
+
+    def run(self) -> int:
+        """Blocks until all is over; main thread only, for the signals and for PR_SET_PDEATHSIG."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with _wakeups(self._on_stop) as wakeups:
+            try:
+                self._start(self._learner)
+                while (code := self._look()) is None:
+                    _wait(wakeups, self._next_deadline())
+                self._end_actors(wakeups)
+                return code
+            finally:
+                self._kill_all()
+
+    def _on_stop(self, signum: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        echo = signum == signal.SIGHUP or now - self._last_stop < ECHO_SECONDS
+        if not (self._stop_requests and echo):  # a closing terminal hangs up more than once
+            self._stop_requests, self._last_stop = self._stop_requests + 1, now
+
+    def _look(self) -> int | None:
+        """One look at everything: act on what is due; the exit code when nothing is left to do."""
+        if self._stop_requests > 1:
+            return INTERRUPTED
+        if self._stop_requests:
+            self._end(INTERRUPTED, "interrupted: the learner saves and ends; again to kill it")
+        if (code := self._learner.reap()) is not None:  # first: its end explains the actors'
+            return self._learner_left(code)
+        for actor in self._actors:
+            if (code := actor.reap()) is not None:
+                self._actor_left(actor, code)
+        now = time.monotonic()
+        for actor in self._actors:
+            if actor.start_at is not None and actor.start_at <= now:
+                self._start_actor(actor)
+        self._check_stalls()
+        if now >= self._deadline:
+            self._say(f"the learner did not end within {self.grace_seconds:.0f} s: killed")
+            self._learner.kill()
+            return self._learner_left(-signal.SIGKILL)
+        return None
+
+    def _next_deadline(self) -> float:
+        starts = (actor.start_at for actor in self._actors if actor.start_at is not None)
+        return min(time.monotonic() + LOOK_PERIOD_SECONDS, self._deadline, *starts)
+
+    def _start(self, child: _Child) -> None:
+        spec = child.make(child.incarnation)
+        if spec.slot is not None:
+            self.heartbeats.reset(spec.slot)
+        child.start(spec, self.logs, to_console=child is self._learner)
+
+    def _start_actor(self, actor: _Child) -> None:
+        try:
+            self._start(actor)
+            self.restarts += actor.incarnation > 0
+        except OSError as error:  # no memory, no disk: the learner may still be able to save
+            self._end(GAVE_UP, f"an actor cannot be started: {error}; the learner saves and ends")
+
+    def _check_stalls(self) -> None:
+        for child in (self._learner, *self._actors):
+            if child.process is None or child.slot is None:
+                continue
+            age = self.heartbeats.age_seconds(child.slot)
+            life = time.monotonic() - child.started
+            limit = self.start_seconds if age == math.inf else self.stall_seconds
+            if min(age, life) <= limit:
+                child.stuck = ""
+            elif not child.stuck:
+                child.stuck = f"made no progress for {min(age, life):.1f} s"
+                if child is self._learner:  # it holds the run's memory: never ours to kill
+                    self._say(f"the learner {child.stuck}; waiting for it")
+                else:
+                    child.kill()
+
+    def _end(self, code: int, why: str) -> None:
+        """Ask everyone to leave; what happens later cannot change the code decided here."""
+        if self._ending is not None:
+            return
+        self._say(why)
+        self._ending, self._deadline = code, time.monotonic() + self.grace_seconds
+        self._learner.terminate()
+        for actor in self._actors:  # at once: the saving learner gets their cores
+            actor.start_at = None
+            actor.terminate()
+
+    def _learner_left(self, code: int) -> int:
+        clean = code in (0, INTERRUPTED)
+        if self._ending is not None and code == -signal.SIGTERM:
+            self._say("the learner was ended by SIGTERM before it could save")
+        elif code < 0:
+            hint = f"; resume with {self.resume_hint}" if self.resume_hint else ""
+            self._say(f"the learner was {_describe(code)}{hint}")
+        elif not clean and code not in self.user_error_codes:
+            self._say(f"the learner {_describe(code)}")
+        if not clean:
+            self._show(self._learner)
+        if self._ending is None or (self._ending == INTERRUPTED and not clean):
+            return code if code >= 0 else 128 - code  # as shells tell a signal
+        return self._ending
+
+    def _actor_left(self, actor: _Child, code: int) -> None:
+        if code == 0 or self._ending is not None:  # told to stop
+            return
+        what = f"{actor.name} {actor.stuck or _describe(code)}"
+        if code in self.fatal_actor_codes:
+            self._say(f"{what}; it is not restarted")
+            self._show(actor)
+            if not any(a.process or a.start_at is not None for a in self._actors):
+                self._end(code, "no actor is left: the learner saves and ends")
+            return
+        now = time.monotonic()
+        if self._has_beaten(actor):  # failed starts count however long each one took
+            actor.deaths = [t for t in actor.deaths if now - t < self.death_window_seconds]
+        actor.deaths.append(now)
+        if len(actor.deaths) > self.max_deaths:
+            self._shown = ""  # the reason to give up is shown even where it was before
+            self._show(actor)
+            self._end(GAVE_UP, f"{what}, as {self.max_deaths} times before: giving up")
+            return
+        healthy = now - actor.started >= HEALTHY_LIFE_SECONDS or not actor.backoff_seconds
+        backoff = self.backoff_seconds if healthy else 2 * actor.backoff_seconds
+        actor.backoff_seconds = min(backoff, BACKOFF_LIMIT_SECONDS)
+        actor.start_at = now + actor.backoff_seconds
+        actor.incarnation += 1
+        self._say(f"{what}; restarted in {actor.backoff_seconds:g} s")
+        self._show(actor)
+
+    def _has_beaten(self, child: _Child) -> bool:
+        return child.slot is None or self.heartbeats.age_seconds(child.slot) < math.inf
+
+    def _end_actors(self, wakeups: int) -> None:
+        """The learner has gone: its actors get a short time to leave by themselves."""
+        deadline = time.monotonic() + ACTOR_GRACE_SECONDS
+        for actor in self._actors:
+            actor.terminate()
+        while self.alive and self._stop_requests < 2 and time.monotonic() < deadline:
+            _wait(wakeups, deadline)
+            for actor in self._actors:
+                actor.reap()
+
+    def _kill_all(self) -> None:
+        left = [(child, child.process) for child in (self._learner, *self._actors) if child.process]
+        for child, _ in left:
+            child.kill()
+        for child, process in left:
+            try:
+                process.wait(KILL_WAIT_SECONDS)
+                child.process = None
+            except subprocess.TimeoutExpired:  # held inside a system call, by a driver perhaps
+                self._say(f"{child.name} (pid {process.pid}) does not die of SIGKILL")
+
+    def _show(self, child: _Child) -> None:
+        """Its last words, unless they are what was shown last: eight actors, one reason."""
+        words = last_words(child.log)
+        if words and words != self._shown:
+            self._say(words)
+            self._shown = words
+
+    def _say(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a closed terminal must not cost the learner its save
+            self.log(text)
+
+
+def last_words(log: Path, lines: int = 40, tail_bytes: int = 1 << 16) -> str:
+    """The end of a child's log, from its last traceback, and those that led to it, on."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - tail_bytes))
+            text = file.read().decode(errors="replace").strip()
+    except OSError as error:
+        return f"(its log cannot be read: {error})"
+    links = "direct cause of the following exception:", "another exception occurred:"
+    start = text.rfind("Traceback (most recent call last)")
+    while start > 0 and text[:start].rstrip().endswith(links):
+        start = text.rfind("Traceback (most recent call last)", 0, start)
+    return "\n".join(text[max(start, 0) :].splitlines()[-lines:])
+
+
+def _describe(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    return f"killed by {({s.value: s.name for s in signal.Signals}).get(-code, f'signal {-code}')}"
+
+
+@contextmanager
+def _wakeups(on_stop: Callable[[int, FrameType | None], None]) -> Iterator[int]:
+    """Yields a descriptor that turns readable at each signal of interest, so none can be missed."""
+    stops = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's wish is kept
+        stops.append(signal.SIGHUP)
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    before = {s: signal.getsignal(s) for s in (*stops, signal.SIGCHLD)}
+    fd_before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+        for stop in stops:
+            signal.signal(stop, on_stop)
+        yield reader
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler or signal.SIG_DFL)
+        signal.set_wakeup_fd(fd_before)
+        os.close(reader)
+        os.close(writer)
+
+
+def _wait(wakeups: int, deadline: float) -> None:
+    """Until a signal or the deadline; one that came since the last call ends the wait at once."""
+    select.select([wakeups], [], [], max(0.0, deadline - time.monotonic()))
+    with suppress(BlockingIOError):
+        os.read(wakeups, 4096)

@@ -1,0 +1,1 @@
+"""The side that learns: replay, limiter, DQN, checkpoints."""

@@ -1,0 +1,260 @@
+"""Checkpoints: atomic, verified, resumable.
+
+A checkpoint is a folder `step-<env_steps>` with
+  model.safetensors       online, target and optimizer, by name
+  state.json              every counter, schedules, limiter, random states, scores (bytes as base64)
+  replay-<a>-<b>.z        transitions a to b as they lie in the ring, zlib level 1
+  MANIFEST.json           SHA-256 of each of them
+It is written under another name, synced and renamed, so a folder of that name is complete; every
+byte is verified before use. Replay segments never change: a later checkpoint links them.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import os
+import shutil
+import threading
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from common.config import FRAME_SHAPE
+from common.messages import TRANSITION_DTYPE, Chunk
+from learner.replay import Replay, StoredChunk
+
+_SEGMENT_CHUNKS = 64
+_LAYOUT_DTYPE = np.dtype("<i8")  # first_id, length, frame_start, frame_count per chunk
+
+
+class NoCheckpoint(RuntimeError):
+    """No checkpoint of the run verifies (exit code 5)."""
+
+
+class Damaged(RuntimeError):
+    """A checkpoint does not verify. Carries one sentence."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the training thread hands over: copies, and the list of chunks to read."""
+
+    env_steps: int
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    chunks: list[StoredChunk]
+
+
+class Checkpointer:
+    """Writes the checkpoints of one run; `save` returns at once when `background`."""
+
+    def __init__(self, folder: Path, replay: Replay, keep: int) -> None:
+        self.folder, self.replay, self.keep = folder, replay, keep
+        self.error: OSError | None = None
+        self._thread: threading.Thread | None = None
+
+    def save(self, snapshot: Snapshot, background: bool) -> None:
+        """Write one checkpoint; problems with the disk are left in `error`, training goes on."""
+        self.join()
+        if not background:
+            self._write(snapshot)
+            return
+        self._thread = threading.Thread(target=self._write, args=[snapshot], name="checkpoint")
+        self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self) -> None:
+        if self._thread:
+            self._thread.join()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        self.error = None
+        unfinished = self.folder / f"unfinished-{os.getpid()}"
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            for name in self._segments(snapshot, unfinished):
+                _sync(unfinished / name)
+            _write_file(unfinished / "model.safetensors", save_tensors(snapshot.tensors))
+            _write_file(unfinished / "state.json", _to_json(snapshot.state))
+            _write_file(unfinished / "MANIFEST.json", _manifest(unfinished))
+            _sync(unfinished)
+            final = self.folder / f"step-{snapshot.env_steps:012d}"
+            shutil.rmtree(final, ignore_errors=True)
+            unfinished.rename(final)
+            _sync(self.folder)
+            for old in list_checkpoints(self.folder)[self.keep :]:
+                shutil.rmtree(old, ignore_errors=True)
+        except OSError as error:
+            self.error = error
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _segments(self, snapshot: Snapshot, folder: Path) -> Iterable[str]:
+        """Link what an earlier checkpoint holds already, write the rest. Yields file names."""
+        if not snapshot.chunks:
+            return
+        first, done = snapshot.chunks[0].first_id, snapshot.chunks[0].first_id
+        for earlier in list_checkpoints(self.folder)[:1]:
+            for path in sorted(earlier.glob("replay-*.z")):
+                start, end = _segment_range(path)
+                if end > first and start <= done and end <= snapshot.chunks[-1].end_id:
+                    _link(path, folder / path.name)
+                    done = end
+                    yield path.name
+        fresh = [chunk for chunk in snapshot.chunks if chunk.first_id >= done]
+        for at in range(0, len(fresh), _SEGMENT_CHUNKS):
+            chunks = fresh[at : at + _SEGMENT_CHUNKS]
+            name = f"replay-{chunks[0].first_id:014d}-{chunks[-1].end_id:014d}.z"
+            packed = _pack_segment(self.replay, chunks)
+            if self.replay.first_id > chunks[0].first_id:
+                raise OSError("the replay turned over while its checkpoint was being written")
+            _write_file(folder / name, packed)
+            yield name
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def load_newest(folder: Path, replay: Replay, log: Any = print) -> tuple[dict[str, Tensor], Any]:
+    """Fill `replay` from the newest checkpoint that verifies. -> tensors, state.
+
+    Says through `log` which ones did not. Raises NoCheckpoint when none does.
+    """
+    for path in list_checkpoints(folder):
+        try:
+            verify(path)
+            tensors = load_tensors((path / "model.safetensors").read_bytes())
+            state = _from_json((path / "state.json").read_bytes())
+            _load_replay(path, replay)
+            return tensors, state
+        except (Damaged, OSError, SafetensorError, ValueError, KeyError) as error:
+            log(f"Checkpoint {path.name} is not used: {error}")
+    raise NoCheckpoint(f"No checkpoint in {folder} verifies: start a new run.")
+
+
+def verify(path: Path) -> None:
+    """Raises Damaged unless the folder holds exactly what its manifest says, byte for byte."""
+    try:
+        manifest = json.loads((path / "MANIFEST.json").read_bytes())
+        sums, own = manifest["files"], manifest["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Damaged("its manifest cannot be read") from None
+    if own != _sha256(json.dumps(sums, sort_keys=True).encode()):
+        raise Damaged("its manifest is damaged")
+    found = {p.name for p in path.iterdir()} - {"MANIFEST.json"}
+    if found != set(sums):
+        odd = sorted(found ^ set(sums))[0]
+        raise Damaged(f"{odd} is {'missing' if odd in sums else 'not part of it'}")
+    for name, expected in sums.items():
+        if _sha256((path / name).read_bytes()) != expected:
+            raise Damaged(f"{name} fails its checksum")
+
+
+def write_policy(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """One network as a safetensors file, replaced atomically."""
+    unfinished = path.with_suffix(".unfinished")
+    _write_file(unfinished, save_tensors(tensors, metadata))
+    unfinished.rename(path)
+
+
+def _pack_segment(replay: Replay, chunks: list[StoredChunk]) -> bytes:
+    layout = np.array(
+        [[c.first_id, c.length, c.frame_start, c.frame_count] for c in chunks], _LAYOUT_DTYPE
+    )
+    packer = zlib.compressobj(level=1)
+    parts = [packer.compress(len(chunks).to_bytes(8, "little") + layout.tobytes())]
+    for stored in chunks:
+        chunk = replay.read_chunk(stored)
+        parts.append(packer.compress(chunk.transitions.tobytes() + chunk.frames.tobytes()))
+    return b"".join([*parts, packer.flush()])
+
+
+def _load_replay(path: Path, replay: Replay) -> None:
+    for segment in sorted(path.glob("replay-*.z")):
+        raw = memoryview(zlib.decompress(segment.read_bytes()))
+        count, at = int.from_bytes(raw[:8], "little"), 8
+        layout = np.frombuffer(raw, _LAYOUT_DTYPE, count * 4, at).reshape(count, 4)
+        at += layout.nbytes
+        for first_id, length, frame_start, frame_count in layout.tolist():
+            transitions = np.frombuffer(raw, TRANSITION_DTYPE, length, at)
+            at += transitions.nbytes
+            size = frame_count * FRAME_SHAPE[0] * FRAME_SHAPE[1]
+            frames = np.frombuffer(raw, np.uint8, size, at).reshape(frame_count, *FRAME_SHAPE)
+            at += size
+            stored = StoredChunk(first_id, length, frame_start, frame_count)
+            replay.restore(stored, Chunk(frames, transitions, -1))
+
+
+def _manifest(folder: Path) -> bytes:
+    sums = {p.name: _sha256(p.read_bytes()) for p in sorted(folder.iterdir())}
+    own = _sha256(json.dumps(sums, sort_keys=True).encode())
+    return json.dumps({"files": sums, "sha256": own}, indent=1).encode()
+
+
+def _segment_range(path: Path) -> tuple[int, int]:
+    _, start, end = path.stem.split("-")
+    return int(start), int(end)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write_file(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _to_json(state: dict[str, Any]) -> bytes:
+    def encode(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return {"base64": base64.b64encode(value).decode()}
+        if isinstance(value, np.ndarray):
+            return {"dtype": value.dtype.str, "base64": base64.b64encode(value.tobytes()).decode()}
+        raise TypeError(f"{type(value).__name__} does not belong in a checkpoint")
+
+    return json.dumps(state, default=encode).encode()
+
+
+def _from_json(content: bytes) -> Any:
+    def decode(value: dict[str, Any]) -> Any:
+        if "base64" not in value:
+            return value
+        try:
+            raw = base64.b64decode(value["base64"], validate=True)
+        except binascii.Error as error:
+            raise Damaged(f"state.json holds bad base64: {error}") from None
+        return np.frombuffer(raw, value["dtype"]) if "dtype" in value else raw
+
+    return json.loads(content, object_hook=decode)

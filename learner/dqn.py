@@ -1,0 +1,139 @@
+"""The DQN update: a pure loss, one gradient step, the target sync."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.config import Config
+from common.network import network_for
+from learner.replay import TransitionBatch
+
+
+class NotFinite(RuntimeError):
+    """The loss or the weights are NaN or infinite; nothing good has been overwritten."""
+
+
+def td_loss(
+    online: nn.Module, target: nn.Module, batch: TransitionBatch, double: bool, loss: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> (loss [], td_error [B], q [B]), differentiable with respect to `online` only.
+
+    y = n_step_return + discount * Q_target(next_obs, a*), Mnih et al. 2015 algorithm 1; a* is the
+    target's own best action or, with `double`, the online network's (van Hasselt et al. 2016,
+    eq. 4). The batch's `discount` is gamma^span, or 0 beyond a terminal. loss: "mse" or "huber"
+    (threshold 1), weighted by `batch.weight` and averaged.
+    """
+    q = online(batch.obs).gather(1, batch.action[:, None]).squeeze(1)  # [B]
+    with torch.no_grad():
+        next_q = target(batch.next_obs)  # [B, A]
+        chooser = online(batch.next_obs) if double else next_q
+        best = chooser.argmax(dim=1, keepdim=True)
+        y = batch.n_step_return + batch.discount * next_q.gather(1, best).squeeze(1)
+    per_sample = F.mse_loss if loss == "mse" else F.smooth_l1_loss
+    losses = per_sample(q, y, reduction="none")
+    return (batch.weight * losses).mean(), (y - q).detach(), q.detach()
+
+
+@dataclass(slots=True)
+class UpdateStats:
+    """Of one update."""
+
+    loss: float
+    q_mean: float
+    grad_norm: float
+
+
+def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose name starts so, under the rest of their name."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+class Trainer:
+    """Online and target network, optimizer, and the one way to move them."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.online, self.target = network_for(config), network_for(config)
+        for network in (self.online, self.target):
+            network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.target.requires_grad_(False)
+        self.optimizer = torch.optim.Adam(
+            self.online.parameters(),
+            lr=config.learning_rate,
+            eps=config.adam_epsilon,
+            fused=True,
+        )
+        self.updates = 0
+        self.sync_target()
+
+    def update(self, batch: TransitionBatch) -> tuple[UpdateStats, Tensor]:
+        """One gradient step, and the target sync when it is due. -> stats, td_error [B].
+
+        Raises NotFinite before the step when loss or gradient are not finite.
+        """
+        config = self.config
+        loss, td_error, q = td_loss(self.online, self.target, batch, config.double, config.loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(
+            self.online.parameters(), config.max_grad_norm or float("inf")
+        )
+        stats = UpdateStats(*torch.stack([loss.detach(), q.mean(), norm]).tolist())
+        self._check(stats)
+        self.optimizer.step()
+        self.updates += 1
+        if self.updates % config.target_sync_period_updates == 0:
+            self.sync_target()
+        return stats, td_error
+
+    def sync_target(self) -> None:
+        self.target.load_state_dict(self.online.state_dict())
+
+    def standardize(self, frames: Tensor) -> None:
+        """Set the input scaling of both networks from `frames` [F, 84, 84] u8."""
+        self.online.standardize(frames.to(self.device))
+        self.sync_target()
+
+    def check_weights(self) -> None:
+        """Raises NotFinite unless every parameter is finite; called before weights go anywhere."""
+        for name, parameter in self.online.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NotFinite(f"{name} is not finite after update {self.updates}.")
+
+    def _check(self, stats: UpdateStats) -> None:
+        for name, value in (("loss", stats.loss), ("gradient norm", stats.grad_norm)):
+            if not abs(value) < float("inf"):
+                raise NotFinite(
+                    f"The {name} is {value} at update {self.updates + 1}: "
+                    "lower --learning-rate or set --max-grad-norm."
+                )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Copies of everything that a checkpoint needs, by name."""
+        found: dict[str, Tensor] = {}
+        for part, module in (("online", self.online), ("target", self.target)):
+            found |= {f"{part}.{name}": t for name, t in module.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            found |= {f"adam.{index}.{name}": t for name, t in state.items()}
+        return {name: t.detach().cpu().clone().contiguous() for name, t in found.items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`. Raises KeyError or RuntimeError when they do not fit."""
+        for part, module in (("online", self.online), ("target", self.target)):
+            module.load_state_dict(
+                {
+                    n.removeprefix(part + "."): t
+                    for n, t in tensors.items()
+                    if n.startswith(part + ".")
+                }
+            )
+        state: dict[int, dict[str, Any]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("adam."):
+                _, index, key = name.split(".")
+                state.setdefault(int(index), {})[key] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})

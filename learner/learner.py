@@ -1,0 +1,255 @@
+"""The learner process: take chunks, learn, publish weights, keep records."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from common.config import Config, ConfigError
+from common.keys import load_learner_keys, require_keys_beyond_loopback
+from common.lifeline import StopSignal
+from common.messages import Chunk, Weights
+from common.metrics import Timings
+from common.network import state_vector
+from common.transport import LearnerEndpoint, endpoint
+from learner.checkpoint import Checkpointer, Snapshot, load_newest
+from learner.dqn import Trainer, with_prefix
+from learner.limiter import Limiter
+from learner.prioritized import PrioritizedSampler
+from learner.records import Records
+from learner.replay import Replay, Sampler, UniformSampler, check_fits
+
+STANDARDIZE_FRAMES = 4096
+
+
+class Player(Protocol):
+    """What the learner must know of the player that shares its process in lock-step."""
+
+    @property
+    def network(self) -> torch.nn.Module: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def load_weights(self, version: int, vector: np.ndarray) -> None: ...
+
+
+class Learner:
+    """Replay, trainer, limiter and records of one run; fed by chunks, wherever they come from.
+
+    The asynchronous learner process and the lock-step form drive the same object.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, resume: bool, started: float) -> None:
+        self.config, self.run_dir = config, run_dir
+        device = learner_device(config)
+        torch.set_num_threads(config.learner_threads)
+        torch.manual_seed(config.seed)
+        replay_device = device if config.replay_device == "cuda" else torch.device("cpu")
+        check_fits(config, *available_memory(replay_device))
+        self.trainer = Trainer(config, device)
+        self.replay = Replay(config, make_sampler(config), replay_device)
+        self.limiter = Limiter(
+            config.samples_per_insert,
+            config.tolerance_samples,
+            config.learning_starts_transitions,
+        )
+        self.timings = Timings()
+        self.inserted = self.sampled = 0  # transitions since the start of the run
+        self.weights_version = 0
+        self._player: Player | None = None
+        self.checkpoints = Checkpointer(
+            run_dir / "checkpoints", self.replay, config.checkpoints_kept
+        )
+        tensors, state = self._load() if resume else ({}, None)
+        self._saved_player = (state and state["player"], tensors)
+        self.records = Records(config, run_dir, started, state and state["records"], self.inserted)
+
+    @property
+    def updates(self) -> int:
+        return self.trainer.updates
+
+    def may_sample(self) -> bool:
+        return self.limiter.may_sample(self.inserted, self.sampled)
+
+    def insert_limit(self) -> float:
+        return self.limiter.insert_limit(self.sampled)
+
+    def insert(self, chunk: Chunk) -> None:
+        """Store a chunk and enter the game that it may finish into the records."""
+        with self.timings.section("insert"):
+            self.replay.add(chunk)
+        before, self.inserted = self.inserted, self.inserted + len(chunk)
+        starts = self.config.learning_starts_transitions
+        if before < starts <= self.inserted and self.config.standardize:
+            self.trainer.standardize(self.replay.spread_frames(STANDARDIZE_FRAMES))
+        if chunk.policy_version >= 0:
+            self.records.saw_lag(self.weights_version - chunk.policy_version)
+        if chunk.episode and self.records.game(chunk.episode, self.inserted, self.updates):
+            self.save_policy()
+
+    def update(self) -> None:
+        """One batch, one gradient step."""
+        with self.timings.section("sample"):
+            batch, ids = self.replay.sample(self.config.batch_size)
+            batch = batch.to(self.trainer.device)
+        with self.timings.section("train"):
+            stats, td_error = self.trainer.update(batch)
+        if self.config.prioritized:
+            self.replay.sampler.update(ids, td_error.cpu().numpy())
+        self.sampled += self.config.batch_size
+        self.records.updated(stats)
+
+    def weights_due(self) -> bool:
+        return self.updates % self.config.publish_period_updates == 0
+
+    def weights(self) -> Weights:
+        """The next version for the actors. Raises NotFinite rather than publish NaN."""
+        self.trainer.check_weights()
+        self.weights_version += 1
+        return Weights(self.weights_version, state_vector(self.trainer.online))
+
+    def save_policy(self) -> None:
+        """best.safetensors: the online network and the configuration that it needs."""
+        self.trainer.check_weights()
+        self.records.save_policy(self.trainer.online, self.updates, self.inserted)
+
+    def save(self, background: bool = True) -> None:
+        """A checkpoint of everything."""
+        self.trainer.check_weights()
+        with self.timings.section("checkpoint"):
+            state = {
+                "config": self.config.to_json(),
+                "updates": self.updates,
+                "inserted": self.inserted,
+                "sampled": self.sampled,
+                "weights_version": self.weights_version,
+                "replay_end_id": self.replay.end_id,
+                "sampler": self.replay.sampler.state_dict(self.replay.first_id, self.replay.end_id),
+                "torch_rng": torch.get_rng_state().numpy(),
+                "records": self.records.state_dict(),
+                "player": self._player and self._player.state_dict(),
+            }
+            tensors = self.trainer.tensors()
+            if self._player:
+                tensors |= {
+                    f"player.{name}": tensor.clone()
+                    for name, tensor in self._player.network.state_dict().items()
+                }
+            snapshot = Snapshot(self.inserted, tensors, state, list(self.replay.chunks))
+            self.checkpoints.save(snapshot, background)
+
+    def attach_player(self, player: Player) -> None:
+        """Lock-step only: the games are part of every checkpoint, and resume with it."""
+        self._player = player
+        state, tensors = self._saved_player
+        if not state:
+            player.load_weights(self.weights_version, state_vector(self.trainer.online))
+            return
+        player.load_state_dict(state)
+        player.network.load_state_dict(with_prefix(tensors, "player."))
+
+    def _load(self) -> tuple[dict[str, Tensor], Any]:
+        tensors, state = load_newest(self.run_dir / "checkpoints", self.replay, log=print)
+        try:
+            self.trainer.load_tensors(tensors)
+        except (KeyError, RuntimeError, ValueError):
+            raise ConfigError(
+                f"The checkpoint in {self.run_dir} is of another game or network than "
+                f"{self.config.env} with --network {self.config.network}."
+            ) from None
+        self.trainer.updates = state["updates"]
+        self.inserted, self.sampled = state["inserted"], state["sampled"]
+        self.weights_version = state["weights_version"]
+        self.replay.sampler.load_state_dict(state["sampler"])
+        torch.set_rng_state(torch.from_numpy(state["torch_rng"].copy()))
+        print(f"Resumed at {self.inserted:,} env steps, {self.updates:,} updates.", flush=True)
+        return tensors, state
+
+
+def run_learner(
+    config: Config,
+    run_dir: Path,
+    *,
+    resume: bool,
+    started: float,
+    stop: StopSignal,
+    beat: Callable[[], None],
+) -> int:
+    """The learner process, until solved, a limit or `stop`. -> exit code.
+
+    started: the moment of the command (seconds since the epoch); beat: called every turn.
+    """
+    learner = Learner(config, run_dir, resume, started)
+    transport = open_transport(config, run_dir)
+    transport.publish(Weights(learner.weights_version, state_vector(learner.trainer.online)))
+    transport.set_insert_limit(learner.insert_limit(), learner.inserted)
+    transport.start(learner.inserted)
+    reason, saved = "", time.monotonic()
+    try:
+        while not reason:
+            beat()
+            for chunk in transport.drain():
+                learner.insert(chunk)
+            if learner.may_sample():
+                learner.update()
+                if learner.weights_due():
+                    with learner.timings.section("publish"):
+                        transport.publish(learner.weights())
+            else:
+                with learner.timings.section("wait"):
+                    transport.wait(0.1)
+            transport.set_insert_limit(learner.insert_limit(), learner.inserted)
+            learner.records.tick(learner, transport)
+            if 0 < config.checkpoint_period_seconds < time.monotonic() - saved:
+                saved = time.monotonic()
+                learner.save()
+            reason = stop.reason or learner.records.finished(learner.inserted)
+    finally:
+        transport.stop()
+    finish(learner, transport, reason)
+    return 130 if stop.reason else 0
+
+
+def finish(learner: Learner, transport: LearnerEndpoint | None, reason: str) -> None:
+    """The last checkpoint and result.json."""
+    learner.save(background=False)
+    learner.records.finish(learner, transport, reason)
+
+
+def open_transport(config: Config, run_dir: Path) -> LearnerEndpoint:
+    address = endpoint(config, run_dir)
+    require_keys_beyond_loopback(address, config.keys)
+    keys = load_learner_keys(Path(config.keys)) if config.keys else None
+    return LearnerEndpoint(config, address, keys)
+
+
+def make_sampler(config: Config) -> Sampler:
+    rng = np.random.default_rng([config.seed, 1])
+    if not config.prioritized:
+        return UniformSampler(rng)
+    return PrioritizedSampler(
+        config.replay_transitions, config.priority_alpha, config.priority_beta, rng
+    )
+
+
+def learner_device(config: Config) -> torch.device:
+    """Raises ConfigError when --cuda is asked for and there is no GPU."""
+    if config.cuda and not torch.cuda.is_available():
+        raise ConfigError(
+            "--cuda needs an NVIDIA GPU and a CUDA build of PyTorch, and torch finds none here: "
+            "leave the flag out to learn on the CPU."
+        )
+    return torch.device("cuda" if config.cuda else "cpu")
+
+
+def available_memory(device: torch.device) -> tuple[int, str]:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0], "GPU memory"
+    return psutil.virtual_memory().available, "memory"

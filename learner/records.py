@@ -1,0 +1,293 @@
+"""The learner's bookkeeping: scores, rates, the solved test, result.json, best.safetensors."""
+
+import collections
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from common.config import VERSION, Config
+from common.messages import EpisodeStats
+from common.metrics import Metrics, Scores
+from common.schedules import linear_epsilon
+from common.transport import LearnerEndpoint
+from learner.checkpoint import write_policy
+from learner.dqn import UpdateStats
+
+if TYPE_CHECKING:
+    from learner.learner import Learner
+
+
+class Rates:
+    """Counters to per-second rates between two looks."""
+
+    def __init__(self) -> None:
+        self._time, self._counts = time.monotonic(), {}  # type: ignore[var-annotated]
+
+    def per_second(self, counts: dict[str, float]) -> dict[str, float]:
+        now = time.monotonic()
+        elapsed = max(now - self._time, 1e-9)
+        rates = {k: (v - self._counts.get(k, 0)) / elapsed for k, v in counts.items()}
+        self._time, self._counts = now, dict(counts)
+        return rates
+
+    def start_from(self, counts: dict[str, float]) -> None:
+        self._time, self._counts = time.monotonic(), dict(counts)
+
+
+class Records:
+    """What a run tells: per finished game, per period, and at its end.
+
+    saved: this class's `state_dict` in the checkpoint a run resumes from, or None.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        started: float,
+        saved: dict[str, Any] | None,
+        env_steps: int,
+    ) -> None:
+        self.config, self.run_dir = config, run_dir
+        self.scores = Scores()
+        self.wall_before = 0.0  # seconds that earlier parts of a resumed run took
+        self.solved = False
+        self._started = started
+        if saved:
+            self.wall_before = saved["wall_seconds"]
+            self.scores.last.extend(saved["last_scores"])
+            self.scores.games = saved["games"]
+            self.scores.best_mean_100 = _from_null(saved["best_mean_100"])
+        self.metrics = Metrics(config, run_dir, env_steps if saved else None)
+        self._lengths: collections.deque[int] = collections.deque(maxlen=100)
+        self._lags: collections.deque[int] = collections.deque(maxlen=200)
+        self._updates: list[UpdateStats] = []
+        self._rates = Rates()
+        self._actor_rates = Rates()
+        self._rates.start_from({"env_steps": env_steps, "updates": 0})
+        self._speed = self._update_speed = 0.0
+        self._next_tick = 0.0
+        self._first = (time.monotonic(), env_steps)
+
+    # -- what happens ---------------------------------------------------------------------------
+
+    def saw_lag(self, versions: int) -> None:
+        self._lags.append(versions * self.config.publish_period_updates)
+
+    def updated(self, stats: UpdateStats) -> None:
+        self._updates.append(stats)
+
+    def game(self, game: EpisodeStats, env_steps: int, updates: int) -> bool:
+        """A game is over. -> True when the 100-game mean is a new best."""
+        self.scores.add(game.score)
+        self._lengths.append(game.length_env_steps)
+        mean, speed = self.scores.mean_100, self._speed_now(env_steps)
+        print(
+            f"{env_steps:>9,} env steps: game {self.scores.games} scored {game.score:+.0f}, "
+            f"mean of last 100 {mean:+.2f}, epsilon {game.epsilon:.2f}, "
+            f"speed {speed:.0f} env steps/s",
+            flush=True,
+        )
+        self.metrics.scalars(
+            {
+                "reward": game.score,
+                "reward_100": mean,
+                "epsilon": game.epsilon,
+                "speed": speed,
+                "rollout/ep_rew_mean": mean,
+                "rollout/ep_len_mean": sum(self._lengths) / len(self._lengths),
+            },
+            env_steps,
+        )
+        self._row("game", env_steps, updates, score=game.score)
+        self.solved = self.solved or self.scores.solved(self.config.reward)
+        return self.scores.is_new_best()
+
+    def tick(self, learner: "Learner", transport: LearnerEndpoint | None) -> None:
+        """Called every turn of the loop; once per period writes what the period was like.
+
+        Periods are seconds, or env steps in lock-step, where rows must not depend on the clock.
+        """
+        lock_step = transport is None
+        now = float(learner.inserted) if lock_step else time.monotonic()
+        period = self.config.log_period_env_steps if lock_step else self.config.log_period_seconds
+        due = self._next_tick > 0 and now >= self._next_tick
+        if due:
+            self._period(learner, transport)
+        if due or not self._next_tick:
+            self._next_tick = (now // period + 1) * period
+
+    def finished(self, env_steps: int) -> str:
+        """Why the run is over, or ''."""
+        config = self.config
+        if self.solved:
+            return f"Solved in {env_steps:,} env steps!"
+        if config.max_env_steps and env_steps >= config.max_env_steps:
+            return f"Stopped at --max-env-steps {config.max_env_steps}."
+        if config.max_minutes and self.wall_seconds >= 60 * config.max_minutes:
+            return f"Stopped at --max-minutes {config.max_minutes:g}."
+        return ""
+
+    @property
+    def wall_seconds(self) -> float:
+        """Of the whole run: from the command's start, interruptions left out."""
+        return self.wall_before + time.time() - self._started
+
+    # -- what is written ------------------------------------------------------------------------
+
+    def _period(self, learner: "Learner", transport: LearnerEndpoint | None) -> None:
+        env_steps, updates = learner.inserted, learner.updates
+        counts: dict[str, float] = {"env_steps": env_steps, "updates": updates}
+        values = {
+            "epsilon": self.epsilon(env_steps),
+            "replay/size": len(learner.replay),
+            "replay/bytes": learner.replay.bytes,
+            "actors/policy_lag_updates": self._lag(),
+            "time/samples_per_insert": self._samples_per_insert(learner),
+        }
+        if transport:
+            stats = transport.stats
+            counts["mb"] = stats.bytes_in / 1e6
+            values |= {
+                "actors/alive": transport.alive,
+                "actors/restarts": stats.restarts,
+                "transport/refused": stats.refused,
+            }
+            speeds = self._actor_rates.per_second(
+                {str(i): float(n) for i, n in transport.steps_by_actor.items()}
+            )
+            values |= {f"actors/{i}/steps_per_s": speed for i, speed in speeds.items()}
+        rates = self._rates.per_second(counts)
+        self._speed, self._update_speed = rates["env_steps"], rates["updates"]
+        values |= {
+            "speed": self._speed,
+            "time/env_steps_per_s": self._speed,
+            "time/env_frames_per_s": 4 * self._speed,
+            "time/updates_per_s": self._update_speed,
+            "transport/mb_per_s": rates.get("mb", 0.0),
+        }
+        for name, share in learner.timings.fractions().items():
+            values[f"timings/learner/{name}"] = share
+        if self._updates:
+            for tag in ("loss", "q_mean", "grad_norm"):
+                values[f"train/{tag}"] = self._mean_update(tag)
+        self.metrics.scalars(values, env_steps)
+        self._row("period", env_steps, updates)
+        self._updates.clear()
+        self.metrics.flush()
+        print(self._line(learner, values), flush=True)
+
+    def _line(self, learner: "Learner", values: dict[str, float]) -> str:
+        loss = values.get("train/loss", math.nan)
+        return (
+            f"{self.wall_seconds:7.0f} s  {learner.inserted:>9,} env steps  "
+            f"{learner.updates:>7,} updates  {self._speed:6.0f} env steps/s  "
+            f"{self._update_speed:5.1f} updates/s  epsilon {values['epsilon']:.2f}  "
+            f"loss {loss:.4f}  mean score {self.scores.mean_100:+.2f}"
+        )
+
+    def _row(self, kind: str, env_steps: int, updates: int, score: float | None = None) -> None:
+        self.metrics.row(
+            kind,
+            {
+                "wall_seconds": round(self.wall_seconds, 3),
+                "env_steps": env_steps,
+                "updates": updates,
+                "games": self.scores.games,
+                "score": "" if score is None else score,
+                "mean_score_100": "" if not self.scores.last else self.scores.mean_100,
+                "epsilon": self.epsilon(env_steps),
+                "env_steps_per_second": self._speed_now(env_steps),
+                "updates_per_second": self._update_speed,
+                "policy_lag_updates": self._lag(),
+                "loss": self._mean_update("loss") if self._updates else "",
+                "q_mean": self._mean_update("q_mean") if self._updates else "",
+            },
+        )
+
+    def save_policy(self, network: nn.Module, updates: int, env_steps: int) -> None:
+        tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+        metadata = {
+            "config": self.config.to_json(),
+            "mean_score_100": f"{self.scores.mean_100:g}",
+            "env_steps": str(env_steps),
+            "updates": str(updates),
+            "version": VERSION,
+        }
+        write_policy(self.run_dir / "best.safetensors", tensors, metadata)
+
+    def finish(self, learner: "Learner", transport: LearnerEndpoint | None, reason: str) -> None:
+        """result.json and the last rows; says why the run ended."""
+        config = self.config
+        if not (self.run_dir / "best.safetensors").exists():
+            self.save_policy(learner.trainer.online, learner.updates, learner.inserted)
+        self._period(learner, transport)
+        self.metrics.close()
+        wall = self.wall_seconds
+        result = {
+            "solved": self.solved,
+            "reason": reason,
+            "env_steps": learner.inserted,
+            "updates": learner.updates,
+            "wall_seconds": round(wall, 3),
+            "mean_score_100": _null(self.scores.mean_100),
+            "best_mean_score_100": _null(self.scores.best_mean_100),
+            "games": self.scores.games,
+            "env_steps_per_second": round(learner.inserted / wall, 3),
+            "updates_per_second": round(learner.updates / wall, 3),
+            "samples_per_insert": config.samples_per_insert,
+            "measured_samples_per_insert": _null(self._samples_per_insert(learner)),
+            "seed": config.seed,
+            "preset": config.preset,
+            "env": config.env,
+            "actors": config.actors,
+            "actor_restarts": transport.stats.restarts if transport else 0,
+            "device": str(learner.trainer.device),
+            "version": VERSION,
+        }
+        (self.run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+        print(reason, flush=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "wall_seconds": self.wall_seconds,
+            "last_scores": list(self.scores.last),
+            "games": self.scores.games,
+            "best_mean_100": _null(self.scores.best_mean_100),
+        }
+
+    # -- small sums -----------------------------------------------------------------------------
+
+    def epsilon(self, env_steps: int) -> float:
+        c = self.config
+        return linear_epsilon(
+            env_steps, c.epsilon_start, c.epsilon_final, c.epsilon_decay_env_steps
+        )
+
+    def _speed_now(self, env_steps: int) -> float:
+        """env steps/s of the last period; before its end, since the start."""
+        started, first = self._first
+        return self._speed or (env_steps - first) / max(time.monotonic() - started, 1e-9)
+
+    def _lag(self) -> float:
+        return sum(self._lags) / len(self._lags) if self._lags else 0.0
+
+    def _mean_update(self, name: str) -> float:
+        return float(sum(getattr(u, name) for u in self._updates)) / len(self._updates)
+
+    @staticmethod
+    def _samples_per_insert(learner: "Learner") -> float:
+        trained_on = learner.inserted - learner.limiter.learning_starts_transitions
+        return learner.sampled / trained_on if trained_on > 0 else math.nan
+
+
+def _null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _from_null(value: float | None) -> float:
+    return float("-inf") if value is None else value

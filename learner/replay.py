@@ -1,0 +1,248 @@
+"""The replay: frames stored once each in a ring, whole chunks in, whole chunks out.
+
+A chunk's frames lie side by side in the ring; a transition remembers where its own begin. Live
+transitions have consecutive ids (the newest is `end_id - 1`), a chunk is evicted as a whole when
+its room is needed, so a stack can never mix episodes, actors or the ring's write head.
+"""
+
+import collections
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.config import FRAME_SHAPE, STACK, Config, ConfigError
+from common.messages import TRANSITION_DTYPE, Chunk
+
+FRAME_BYTES = FRAME_SHAPE[0] * FRAME_SHAPE[1]
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionBatch:
+    """B transitions on the learner's device; the loss needs nothing else.
+
+    obs, next_obs: [B, STACK, 84, 84] u8; action: [B] i64; n_step_return, discount, weight: [B] f32
+    (weight: importance weights, all 1 when sampling is uniform).
+    """
+
+    obs: Tensor
+    action: Tensor
+    n_step_return: Tensor
+    discount: Tensor
+    next_obs: Tensor
+    weight: Tensor
+
+    def to(self, device: torch.device) -> "TransitionBatch":
+        if self.obs.device == device:
+            return self
+        return TransitionBatch(
+            *(getattr(self, name).to(device, non_blocking=True) for name in self.__slots__)
+        )
+
+
+class Sampler(Protocol):
+    """Chooses which live transitions to train on."""
+
+    def sample(self, first_id: int, end_id: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """-> ids [count] i64 in [first_id, end_id), importance weights [count] f32."""
+        ...
+
+    def added(self, first_id: int, end_id: int) -> None: ...
+
+    def evicted(self, first_id: int, end_id: int) -> None: ...
+
+    def update(self, ids: np.ndarray, td_errors: np.ndarray) -> None: ...
+
+    def state_dict(self, first_id: int, end_id: int) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """After the replay's chunks are back."""
+        ...
+
+
+class UniformSampler:
+    """Every live transition equally likely, none twice in a batch."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+
+    def sample(self, first_id: int, end_id: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        ids = first_id + self.rng.choice(end_id - first_id, size=count, replace=False)
+        return ids, np.ones(count, np.float32)
+
+    def added(self, first_id: int, end_id: int) -> None:
+        pass
+
+    def evicted(self, first_id: int, end_id: int) -> None:
+        pass
+
+    def update(self, ids: np.ndarray, td_errors: np.ndarray) -> None:
+        pass
+
+    def state_dict(self, first_id: int, end_id: int) -> dict[str, Any]:
+        return {"rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rng.bit_generator.state = state["rng"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """Where a chunk lies: its transitions' ids and its frames' places in the ring."""
+
+    first_id: int
+    length: int
+    frame_start: int
+    frame_count: int
+
+    @property
+    def end_id(self) -> int:
+        return self.first_id + self.length
+
+
+class Replay:
+    """Ring of chunks. `add` copies; `sample` gathers onto `device`.
+
+    capacity_transitions: most transitions held (N). Frames: room for N transitions in full chunks.
+    """
+
+    def __init__(self, config: Config, sampler: Sampler, device: str | torch.device = "cpu"):
+        self.capacity = config.replay_transitions
+        self.sampler = sampler
+        self.device = torch.device(device)
+        frames = planned_frames(config)
+        self.frames = torch.zeros((frames, *FRAME_SHAPE), dtype=torch.uint8, device=self.device)
+        self._flat_frames = self.frames.view(frames, FRAME_BYTES)
+        # Columns of the transition with id i stand at i % capacity.
+        self.frame_start = np.zeros(self.capacity, np.int64)
+        self.action = np.zeros(self.capacity, np.int64)
+        self.span = np.zeros(self.capacity, np.int64)
+        self.n_step_return = np.zeros(self.capacity, np.float32)
+        self.discount = np.zeros(self.capacity, np.float32)
+        self.chunks: collections.deque[StoredChunk] = collections.deque()
+        self.end_id = 0
+        self._head = 0  # where the next chunk's frames go
+
+    @property
+    def first_id(self) -> int:
+        """Oldest live transition."""
+        return self.chunks[0].first_id if self.chunks else self.end_id
+
+    def __len__(self) -> int:
+        return self.end_id - self.first_id
+
+    @property
+    def bytes(self) -> int:
+        columns = (self.frame_start, self.action, self.span, self.n_step_return, self.discount)
+        return self.frames.numel() + sum(column.nbytes for column in columns)
+
+    def add(self, chunk: Chunk) -> None:
+        stored = self._make_room(len(chunk), len(chunk.frames))
+        self._store(stored, chunk)
+
+    def restore(self, stored: StoredChunk, chunk: Chunk) -> None:
+        """Put a chunk back where a checkpoint says it lay; chunks come in their old order."""
+        self._head = stored.frame_start + stored.frame_count
+        self._store(stored, chunk)
+
+    def _store(self, stored: StoredChunk, chunk: Chunk) -> None:
+        place = slice(stored.frame_start, stored.frame_start + stored.frame_count)
+        self.frames[place] = torch.tensor(chunk.frames)
+        at = np.arange(stored.first_id, stored.end_id) % self.capacity
+        self.frame_start[at] = stored.frame_start + np.arange(len(chunk))
+        for name in ("action", "span", "n_step_return", "discount"):
+            getattr(self, name)[at] = chunk.transitions[name]
+        self.chunks.append(stored)
+        self.end_id = stored.end_id
+        self.sampler.added(stored.first_id, stored.end_id)
+
+    def sample(self, batch_size: int) -> tuple[TransitionBatch, np.ndarray]:
+        """-> batch on the replay's device, ids [B] for `sampler.update`."""
+        ids, weight = self.sampler.sample(self.first_id, self.end_id, batch_size)
+        at = ids % self.capacity
+        start = self.frame_start[at, None] + np.arange(STACK)  # [B, STACK]
+        places = np.stack([start, start + self.span[at, None]])  # [2, B, STACK]
+        both = self._gather(places).view(2, batch_size, STACK, *FRAME_SHAPE)
+        columns = (self.action, self.n_step_return, self.discount)
+        action, n_step_return, discount = (
+            torch.from_numpy(column[at]).to(self.device) for column in columns
+        )
+        return TransitionBatch(
+            obs=both[0],
+            action=action,
+            n_step_return=n_step_return,
+            discount=discount,
+            next_obs=both[1],
+            weight=torch.from_numpy(weight).to(self.device),
+        ), ids
+
+    def spread_frames(self, count: int) -> Tensor:
+        """Up to `count` stored frames, evenly spread over the live chunks: [F, 84, 84] u8."""
+        places = np.concatenate(
+            [
+                np.arange(c.frame_start + STACK - 1, c.frame_start + c.frame_count)
+                for c in self.chunks
+            ]
+        )
+        chosen = places[np.linspace(0, len(places) - 1, min(count, len(places))).astype(np.int64)]
+        return self._gather(chosen).view(-1, *FRAME_SHAPE)
+
+    def read_chunk(self, stored: StoredChunk) -> Chunk:
+        """The chunk as it was added (less what only the wire needs); copies."""
+        place = slice(stored.frame_start, stored.frame_start + stored.frame_count)
+        at = np.arange(stored.first_id, stored.end_id) % self.capacity
+        transitions = np.zeros(stored.length, TRANSITION_DTYPE)
+        for name in ("action", "span", "n_step_return", "discount"):
+            transitions[name] = getattr(self, name)[at]
+        return Chunk(self.frames[place].cpu().numpy().copy(), transitions, -1)
+
+    def _gather(self, places: np.ndarray) -> Tensor:
+        index = torch.from_numpy(places.reshape(-1)).to(self.device)
+        return self._flat_frames.index_select(0, index)
+
+    def _make_room(self, length: int, frame_count: int) -> StoredChunk:
+        """Evict the oldest chunks until the new one fits; frames never wrap around the end."""
+        start = self._head
+        if start + frame_count > len(self.frames):
+            while self.chunks and self.chunks[0].frame_start >= start:
+                self._evict()
+            start = 0
+        end = start + frame_count
+        while self.chunks and (
+            len(self) + length > self.capacity or self._reaches(self.chunks[0], start, end)
+        ):
+            self._evict()
+        self._head = end
+        return StoredChunk(self.end_id, length, start, frame_count)
+
+    @staticmethod
+    def _reaches(chunk: StoredChunk, start: int, end: int) -> bool:
+        return chunk.frame_start < end and start < chunk.frame_start + chunk.frame_count
+
+    def _evict(self) -> None:
+        oldest = self.chunks.popleft()
+        self.sampler.evicted(oldest.first_id, oldest.end_id)
+
+
+def planned_frames(config: Config) -> int:
+    """Frames in the ring: what `replay_transitions` need in full chunks, and one chunk spare."""
+    per_chunk = config.chunk_transitions + STACK - 1 + config.n_step
+    return (-(-config.replay_transitions // config.chunk_transitions) + 1) * per_chunk
+
+
+def planned_bytes(config: Config) -> int:
+    return planned_frames(config) * FRAME_BYTES + config.replay_transitions * 32
+
+
+def check_fits(config: Config, available_bytes: int, where: str) -> None:
+    """Raises ConfigError when the replay cannot fit into what is available."""
+    need = planned_bytes(config)
+    if need > available_bytes:
+        most = int(config.replay_transitions * available_bytes / need * 0.95)
+        raise ConfigError(
+            f"A replay of {config.replay_transitions:,} transitions takes {need / 2**30:.1f} GiB, "
+            f"{available_bytes / 2**30:.1f} GiB of {where} are free: "
+            f"use --replay-transitions {most} or fewer."
+        )

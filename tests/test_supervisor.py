@@ -1,0 +1,343 @@
+"""The supervisor over real, tiny processes; run as a script, this file is a whole run itself."""
+
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from common.lifeline import Heartbeats
+from common.supervisor import ChildSpec, Supervisor, last_words
+
+ROOT = Path(__file__).parent.parent
+# What every child can say: `here(name)` leaves a file with its pid, `wait_for(name)` waits for one.
+PRELUDE = """
+import os, signal, sys, time
+folder, number, incarnation = sys.argv[1], *map(int, sys.argv[2:4])
+def here(name): open(f"{folder}/{name}.{os.getpid()}", "x").close()
+def wait_for(name):
+    while not any(f.startswith(name + ".") for f in os.listdir(folder)): time.sleep(0.01)
+def forever():
+    while True: time.sleep(1)
+"""
+SAVES = """
+def save(signum, frame): here("saved"); sys.exit(130)
+signal.signal(signal.SIGTERM, save); here("learner"); forever()
+"""
+DEAF = 'signal.signal(signal.SIGTERM, signal.SIG_IGN); here("learner"); forever()'
+PLAYS = 'here(f"actor{number}-{incarnation}"); forever()'
+CRASHES = 'raise RuntimeError("the game is broken")'
+TIED = f"""
+sys.path.insert(0, {str(ROOT)!r})
+from common.lifeline import die_with_parent
+die_with_parent(os.getppid())
+"""
+BEATS = f"""
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from common.lifeline import Heartbeats
+heartbeats = Heartbeats.open(Path(folder) / "heartbeats")
+def play():
+    while True: heartbeats.beat(number); time.sleep(0.02)
+"""
+
+
+class Run:
+    """A supervisor over these two programs, and what it said."""
+
+    def __init__(self, folder: Path, learner: str, actor: str, actors: int = 1) -> None:
+        self.folder, self.learner, self.actor, self.actors = folder, learner, actor, actors
+        self.said: list[str] = []
+        self.slots = False
+        self.restarts = 0
+
+    def spec(self, name: str, code: str, number: int, incarnation: int) -> ChildSpec:
+        argv = [sys.executable, "-S", "-c", PRELUDE + code, str(self.folder)]
+        slot = number if self.slots and name != "learner" else None
+        return ChildSpec(name, [*argv, str(number), str(incarnation)], slot)
+
+    def go(self, **options: object) -> int:
+        with closing(Heartbeats.create(self.folder / "heartbeats", self.actors + 1)) as heartbeats:
+            settings: dict[str, object] = {
+                "backoff_seconds": 0.02,
+                "resume_hint": "launch --resume",
+                "log": self.said.append,
+            }
+            supervisor = Supervisor(
+                lambda: self.spec("learner", self.learner, self.actors, 0),
+                lambda i, n: self.spec(f"actor-{i}", self.actor, i, n),
+                self.actors,
+                heartbeats,
+                logs=self.folder / "logs",
+                **(settings | options),  # type: ignore[arg-type]
+            )
+            code = supervisor.run()
+            assert supervisor.alive == 0
+            self.restarts = supervisor.restarts
+        return code
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.said)
+
+
+def until(condition: Callable[[], object], seconds: float = 8.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def pids(folder: Path, name: str) -> list[int]:
+    return [int(path.suffix[1:]) for path in folder.glob(f"{name}.*")]
+
+
+def gone(pid: int) -> bool:
+    """No such process, or only its zombie: who adopts an orphan may be slow to reap it."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+@contextmanager
+def launched(folder: Path, learner: str, actor: str) -> Iterator[subprocess.Popen[str]]:
+    """The supervisor in a process of its own, learner and actor both seen alive."""
+    argv = [sys.executable, "-m", "tests.test_supervisor", str(folder), learner, actor]
+    with subprocess.Popen(
+        argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        try:
+            until(lambda: pids(folder, "learner") and pids(folder, "actor0-0"))
+            yield run
+        finally:
+            run.kill()
+
+
+def all_gone(folder: Path) -> bool:
+    return all(gone(pid) for name in ("learner", "actor*") for pid in pids(folder, name))
+
+
+def test_the_learners_success_ends_the_run_and_its_actors(tmp_path: Path) -> None:
+    run = Run(tmp_path, 'wait_for("actor0-0"); wait_for("actor1-0")', PLAYS, actors=2)
+    assert run.go() == 0
+    assert pids(tmp_path, "actor*") and all_gone(tmp_path)
+    assert run.said == [] and run.restarts == 0
+
+
+def test_a_failed_learner_gives_its_code_and_its_traceback_once(tmp_path: Path) -> None:
+    code = """
+try:
+    raise ValueError("the loss is not a number")
+except ValueError:
+    import traceback; traceback.print_exc(); sys.exit(5)
+"""
+    run = Run(tmp_path, code, PLAYS)
+    assert run.go() == 5
+    assert run.text.count("ValueError: the loss is not a number") == 1
+    assert "Traceback" in run.text
+
+
+def test_a_killed_learner_is_named_with_the_way_to_resume(tmp_path: Path) -> None:
+    run = Run(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", PLAYS)
+    assert run.go() == 128 + signal.SIGKILL
+    assert run.said == ["the learner was killed by SIGKILL; resume with launch --resume"]
+
+
+def test_an_actor_deaf_to_sigterm_does_not_outlive_the_run(tmp_path: Path) -> None:
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" + PLAYS
+    start = time.monotonic()
+    assert Run(tmp_path, 'wait_for("actor0-0")', deaf).go() == 0
+    assert all_gone(tmp_path) and time.monotonic() - start < 6
+
+
+def test_what_a_child_has_started_dies_with_it(tmp_path: Path) -> None:
+    learner = 'here("learner") if os.fork() else (here("actor-grandchild"), forever())'
+    learner += '\nwait_for("actor-grandchild")'
+    assert Run(tmp_path, learner, "", actors=0).go() == 0
+    until(lambda: all_gone(tmp_path), 2)
+
+
+def test_a_crashed_actor_is_replaced_by_its_next_incarnation(tmp_path: Path) -> None:
+    run = Run(tmp_path, 'wait_for("actor0-1")', f"if not incarnation: {CRASHES}\n{PLAYS}")
+    assert run.go() == 0
+    assert run.restarts == 1
+    assert "actor-0 ended with exit code 1; restarted in 0.02 s" in run.text
+    assert "RuntimeError: the game is broken" in run.text
+
+
+def test_a_crash_loop_gives_up_after_the_learner_has_saved(tmp_path: Path) -> None:
+    run = Run(tmp_path, SAVES, f'wait_for("learner"); {CRASHES}')
+    assert run.go(max_deaths=2) == 1
+    assert run.restarts == 2
+    assert pids(tmp_path, "saved")
+    assert "giving up" in run.text
+    assert run.text.count("RuntimeError: the game is broken") == 2  # at first, and at the end
+
+
+def test_an_actor_that_leaves_in_peace_is_not_restarted(tmp_path: Path) -> None:
+    learner = 'wait_for("actor0-0"); here("go"); time.sleep(0.3)'
+    run = Run(tmp_path, learner, 'here(f"actor0-{incarnation}"); wait_for("go")')
+    assert run.go() == 0
+    assert run.restarts == 0 and len(pids(tmp_path, "actor*")) == 1
+
+
+def test_a_fatal_code_is_not_retried_and_ends_a_run_without_actors(tmp_path: Path) -> None:
+    refused = 'wait_for("learner"); print("gamma differs", file=sys.stderr); sys.exit(3)'
+    run = Run(tmp_path, SAVES, refused, actors=2)
+    assert run.go() == 3
+    assert run.restarts == 0
+    assert pids(tmp_path, "saved")
+    assert run.text.count("gamma differs") == 1  # two actors, one reason
+
+
+def test_a_fatal_actor_leaves_the_others_playing(tmp_path: Path) -> None:
+    actor = f'here("refused") or sys.exit(3) if number else None; {PLAYS}'
+    run = Run(tmp_path, 'wait_for("refused"); wait_for("actor0-0"); time.sleep(0.2)', actor, 2)
+    assert run.go() == 0
+
+
+def test_a_stopped_actor_is_replaced(tmp_path: Path) -> None:
+    freeze = "heartbeats.beat(number); os.kill(os.getpid(), signal.SIGSTOP)"
+    actor = f'{BEATS}\nif not incarnation: {freeze}\nhere("actor0-1"); play()'
+    run = Run(tmp_path, 'wait_for("actor0-1"); time.sleep(0.5)', actor)
+    run.slots = True
+    assert run.go(stall_seconds=0.4) == 0
+    assert run.restarts == 1
+    assert "actor-0 made no progress for" in run.text
+
+
+def test_an_actor_that_never_beats_is_replaced_until_it_is_given_up(tmp_path: Path) -> None:
+    run = Run(tmp_path, SAVES, PLAYS)
+    run.slots = True
+    options = {"start_seconds": 0.2, "max_deaths": 1, "death_window_seconds": 0.01}
+    assert run.go(**options) == 1  # though each hung start outlasts the window
+    assert run.restarts == 1
+
+
+def test_one_interrupt_lets_the_learner_save(tmp_path: Path) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        folder = tmp_path / number.name
+        folder.mkdir()
+        with launched(folder, SAVES, PLAYS) as run:
+            run.send_signal(number)
+            run.send_signal(number)  # at once, as `timeout` does: one request
+            output = run.communicate(timeout=8)[0]
+        assert run.returncode == 130, output
+        assert pids(folder, "saved") and all_gone(folder)
+        assert not (folder / "heartbeats").exists()
+        assert "Traceback" not in output
+
+
+def test_a_second_interrupt_kills_a_learner_that_does_not_end(tmp_path: Path) -> None:
+    with launched(tmp_path, DEAF, PLAYS) as run:
+        run.send_signal(signal.SIGINT)
+        first = time.monotonic()
+        until(lambda: gone(pids(tmp_path, "actor0-0")[0]))
+        until(lambda: time.monotonic() - first > 0.2)  # past what counts as the first one's echo
+        second = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        output = run.communicate(timeout=8)[0]
+    assert time.monotonic() - second < 1
+    assert run.returncode == 130 and all_gone(tmp_path)
+    assert "again to kill it" in output
+
+
+def test_a_learner_interrupted_before_it_can_save_is_not_called_saved(tmp_path: Path) -> None:
+    with launched(tmp_path, 'here("learner"); forever()', PLAYS) as run:
+        run.send_signal(signal.SIGTERM)
+        output = run.communicate(timeout=8)[0]
+    assert run.returncode == 128 + signal.SIGTERM
+    assert "before it could save" in output and "resume" not in output
+
+
+def test_a_learner_that_does_not_save_in_time_is_killed(tmp_path: Path) -> None:
+    run = Run(tmp_path, DEAF, 'wait_for("learner"); sys.exit(4)')
+    assert run.go(grace_seconds=0.3) == 4
+    assert "did not end within" in run.text and all_gone(tmp_path)
+
+
+def test_children_die_with_a_killed_supervisor(tmp_path: Path) -> None:
+    with launched(tmp_path, TIED + DEAF, TIED + PLAYS) as run:
+        run.kill()
+        until(lambda: all_gone(tmp_path), 2)
+
+
+def test_an_error_in_the_supervisor_leaves_no_child_and_the_old_handlers(tmp_path: Path) -> None:
+    run = Run(tmp_path, DEAF, PLAYS)
+
+    def no_spec(actor_id: int, incarnation: int) -> ChildSpec:
+        until(lambda: pids(tmp_path, "learner"))
+        raise KeyError("no such actor")
+
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+    before = [signal.getsignal(number) for number in stops]
+    with closing(Heartbeats.create(tmp_path / "heartbeats", 1)) as heartbeats:
+        learner = run.spec("learner", DEAF, 1, 0)
+        logs = tmp_path / "logs"
+        supervisor = Supervisor(lambda: learner, no_spec, 1, heartbeats, logs=logs, log=print)
+        try:
+            supervisor.run()
+        except KeyError:
+            pass
+        else:
+            raise AssertionError("the error was swallowed")
+    assert pids(tmp_path, "learner") and all_gone(tmp_path)
+    assert [signal.getsignal(number) for number in stops] == before
+
+
+def test_an_actor_that_cannot_be_started_lets_the_learner_save(tmp_path: Path) -> None:
+    run = Run(tmp_path, SAVES, "")
+    spec = run.spec
+
+    def no_program(name: str, code: str, number: int, incarnation: int) -> ChildSpec:
+        if name == "learner":
+            return spec(name, code, number, incarnation)
+        until(lambda: pids(tmp_path, "learner"))
+        return ChildSpec(name, [str(tmp_path / "no such program")])
+
+    run.spec = no_program  # type: ignore[method-assign]
+    assert run.go() == 1
+    assert pids(tmp_path, "saved") and "no such program" in run.text
+
+
+def test_a_console_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
+    def closed(text: str) -> None:
+        raise BrokenPipeError
+
+    run = Run(tmp_path, 'wait_for("actor0-1")', f"if not incarnation: {CRASHES}\n{PLAYS}")
+    assert run.go(log=closed) == 0
+
+
+def test_heartbeats_cross_from_the_child_to_the_supervisor(tmp_path: Path) -> None:
+    path = tmp_path / "heartbeats"
+    with closing(Heartbeats.create(path, 2)) as reader, closing(Heartbeats.open(path)) as child:
+        assert reader.age_seconds(0) == reader.age_seconds(1) == math.inf
+        child.beat(1)
+        assert reader.age_seconds(0) == math.inf
+        assert 0 <= reader.age_seconds(1) < 1
+        reader.reset(1)
+        assert child.age_seconds(1) == math.inf
+    assert not path.exists()
+
+
+def test_last_words_begin_at_the_cause_of_the_last_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    chain = (
+        "Traceback (most recent call last):\nKeyError: 'a'\n\n"
+        "The above exception was the direct cause of the following exception:\n\n"
+        "Traceback (most recent call last):\nRuntimeError: b"
+    )
+    path.write_text(f"Traceback (most recent call last):\nOld: handled\nnoise\n{chain}\n")
+    assert last_words(path) == chain
+    path.write_text("\n".join(map(str, range(100))))
+    assert last_words(path, lines=2) == "98\n99"
+
+
+if __name__ == "__main__":
+    main = Run(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    sys.exit(main.go(log=lambda text: print(text, flush=True)))

@@ -1,8 +1,8 @@
 """The environment wrappers and `make_env`: the readable reference form of what the agent sees.
 
-The table is Lapan's (Deep Reinforcement Learning Hands-On, the Pong DQN chapter), itself after
-OpenAI Baselines' `atari_wrappers`; `actors/game.py` plays the same frames faster, and the tests
-hold the two equal. Every wrapper speaks gymnasium's five-value step.
+The stack is that of Lapan, Deep Reinforcement Learning Hands-On (the Pong DQN chapter), itself
+after OpenAI Baselines' `atari_wrappers`; `actors/game.py` gives the same frames faster, and the
+tests hold the two equal. Every wrapper speaks gymnasium's five-value step.
 """
 
 from __future__ import annotations
@@ -141,8 +141,7 @@ class ProcessFrame84(gymnasium.ObservationWrapper):
     def process(rgb: np.ndarray) -> np.ndarray:
         """[210 or 250, 160, 3] u8 -> [84, 84, 1] u8."""
         check_screen(rgb.shape)
-        resized = cv2.resize(luma(rgb), (84, 110), interpolation=cv2.INTER_AREA)
-        return resized[18:102].astype(np.uint8)[:, :, np.newaxis]
+        return shrink(luma(rgb), 110, 84)[18:102].astype(np.uint8)[:, :, np.newaxis]
 
 
 class ImageToPyTorch(gymnasium.ObservationWrapper):
@@ -207,6 +206,12 @@ def luma(rgb: np.ndarray) -> np.ndarray:
     """[..., 3] u8 -> [...] float32; each product and sum is float32, left to right."""
     img = rgb.astype(np.float32)
     return img[..., 0] * 0.299 + img[..., 1] * 0.587 + img[..., 2] * 0.114
+
+
+def shrink(img: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """[h, w] float32 -> [rows, columns] float32, each pixel the mean of the area it covers."""
+    resized: np.ndarray = cv2.resize(img, (columns, rows), interpolation=cv2.INTER_AREA)
+    return resized
 
 
 def check_screen(shape: tuple[int, ...] | None) -> None:

@@ -15,8 +15,9 @@ import ale_py
 import gymnasium
 import numpy as np
 from ale_py.env import AtariEnv
+from gymnasium.wrappers import TimeLimit
 
-from actors.env import SKIP, Env, cv2, has_fire, luma, open_env
+from actors.env import SKIP, Env, has_fire, luma, open_env, shrink
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +120,16 @@ class AtariGame:
             return reward
         for frame in range(self._skip):
             reward += ale.act(code)
-            screen.look(frame % 2)  # every frame, as any may turn out the last but one
-            if ale.game_over():
+            ended = ale.game_over()
+            if ended and 0 < frame < self._skip - 1:
+                # The frame before turns out to count. It is gone: a colour first shown in it,
+                # and in it alone, cannot be learned any more and counts as black.
+                screen.compare(1 - frame % 2)
+            if ended or frame >= self._skip - 2:
+                screen.look(frame % 2)
+            else:
+                screen.glance()
+            if ended:
                 break
         if frame == 0:
             screen.look_once()
@@ -187,14 +196,14 @@ class Screen:
         self._words = self._now[seen].reshape(-1).view(np.uint64)
         self._pair = np.zeros((2, self._words.size), np.uint64)  # the last two screens
 
-        picture = np.zeros((rows, columns), np.float32)  # luma
-        self._luma = picture[seen].reshape(-1, 8)
-        self._luma_tiles = picture[height:].reshape(9, height, 4, 40).transpose(0, 2, 1, 3)
-        self._small = np.zeros((99, 84), np.uint8)  # rows 11:110 of the resized picture
-        self._small_tiles = self._small.reshape(9, 11, 4, 21).transpose(0, 2, 1, 3)
-        self._changed_tiles = np.ones((9, 4), bool)
         row, word = np.divmod(np.arange(self._words.size), columns // 8)
-        self._tile_of_word = (row + seen.start - height) // height * 4 + word // 5
+        down, row = np.divmod(row + seen.start - height, height)
+        across, word = np.divmod(word, 5)
+        self._tile_of_word = down * 4 + across
+        self._place_of_word = (self._tile_of_word * height + row) * 5 + word
+        self._luma = np.zeros((36, height, 40), np.float32)  # tile by tile
+        self._luma_words = self._luma.reshape(-1, 8)
+        self._small = np.zeros((36, 11, 21), np.uint8)  # the same tiles, resized
         self._changed_words = [np.arange(self._words.size)]  # one array per look
 
         self._palette = np.zeros((256, 3), np.uint8)  # RGB, learned from the emulator
@@ -204,12 +213,20 @@ class Screen:
         self._learn()
         self._pair[:] = self._words
 
+    def glance(self) -> None:
+        """Takes the emulator's screen in case the game ends on the next one."""
+        self._ale.getScreen(self._now)
+
     def look(self, slot: int) -> None:
         """Takes the emulator's screen for one of the two; both slots count the same."""
         self._ale.getScreen(self._now)
+        self.compare(slot)
+
+    def compare(self, slot: int) -> None:
+        """Makes the screen last taken one of the two."""
         old = self._pair[slot]
         changed = (self._words != old).nonzero()[0]
-        new = self._words[changed]
+        new = self._words.take(changed)
         if new.tobytes().translate(None, self._known):
             self._learn()
         old[changed] = new
@@ -227,20 +244,20 @@ class Screen:
         if words.size:
             first, second = self._pair.take(words, axis=1).view(np.uint8)  # [n * 8] u8
             code = first.astype(np.uint16) << 8 | second
-            self._luma[words] = self._luma_of.take(code).reshape(-1, 8)
-            tiles = self._changed_tiles
-            tiles.reshape(-1)[self._tile_of_word[words]] = True
-            img = self._luma_tiles[tiles]  # [n, height, 40] f32
-            n = len(img)
-            small = cv2.resize(img.reshape(-1, 40), (21, 11 * n), interpolation=cv2.INTER_AREA)
-            self._small_tiles[tiles] = small.reshape(n, 11, 21)  # f32 -> u8, cut off
-            tiles[:] = False
-        return self._small[7:91].copy()  # rows 18:102 of the resized picture
+            changed = self._luma_of.take(code).reshape(-1, 8)
+            self._luma_words[self._place_of_word.take(words)] = changed
+            tiles = np.bincount(self._tile_of_word.take(words)).nonzero()[0]
+            img = self._luma.take(tiles, axis=0).reshape(-1, 40)  # one above the other
+            small = shrink(img, 11 * len(tiles), 21).reshape(-1, 11, 21)
+            self._small[tiles] = small  # f32 -> u8, cut off
+        picture = self._small.reshape(9, 4, 11, 21).transpose(0, 2, 1, 3).reshape(99, 84)
+        return picture[7:91]  # rows 18:102 of the 110
 
     def _learn(self) -> None:
         """Reads the colours now shown. Known ones stay as they are, and so does what was made."""
-        self._palette[self._now] = self._ale.getScreenRGB()
-        self._known = bytes(set(self._known) | set(self._now.tobytes()))
+        shown = self._ale.getScreen()
+        self._palette[shown] = self._ale.getScreenRGB()
+        self._known = bytes(set(self._known) | set(shown.tobytes()))
         self._luma_of = luma(np.maximum(self._palette[:, np.newaxis], self._palette)).reshape(-1)
 
 
@@ -265,31 +282,31 @@ class GymGame:
         return Step(np.array(obs), float(reward), bool(terminated), bool(truncated), over)
 
     def state_dict(self) -> dict[str, Any]:
-        self._check_can_save()
         steps = self._limit._elapsed_steps if self._limit else None
-        return {"env": self._env.unwrapped.get_state(), "limit_env_steps": steps}
+        return {"env": self._saving_env().get_state(), "limit_env_steps": steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._check_can_save()
+        bare = self._saving_env()
         self._env.reset()  # gymnasium refuses to step an environment that was never reset
-        self._env.unwrapped.set_state(state["env"])
+        bare.set_state(state["env"])
         if self._limit:
             self._limit._elapsed_steps = state["limit_env_steps"]
 
-    def _check_can_save(self) -> None:
+    def _saving_env(self) -> Any:
         bare = self._env.unwrapped
-        if not (hasattr(bare, "get_state") and hasattr(bare, "set_state")):
-            name = type(bare).__name__
-            raise NotImplementedError(f"{name} cannot be saved: it has no get_state and set_state")
+        if hasattr(bare, "get_state") and hasattr(bare, "set_state"):
+            return bare
+        name = type(bare).__name__
+        raise NotImplementedError(f"{name} cannot be saved: it has no get_state and set_state")
 
     def close(self) -> None:
         self._env.close()
 
 
-def _time_limit(env: Env) -> gymnasium.wrappers.TimeLimit | None:
+def _time_limit(env: Env) -> TimeLimit | None:
     """The layer of `env` that counts its steps, if one does."""
     while isinstance(env, gymnasium.Wrapper):
-        if isinstance(env, gymnasium.wrappers.TimeLimit):
+        if isinstance(env, TimeLimit):
             return env
         env = env.env
     return None

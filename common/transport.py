@@ -119,9 +119,6 @@ class LearnerEndpoint:
         self._weights: tuple[int, bytes] = (-1, b"")
         self._stopping, self._reason = False, ""
         self._failure: BaseException | None = None
-        self._wake_reader, self._wake_writer = socket.socketpair()
-        self._wake_reader.setblocking(False)
-        self._wake_writer.setblocking(False)
         self._context = zmq.Context()
         self._authenticator = keys.start(self._context) if keys else None
         self._router = self._context.socket(zmq.ROUTER)
@@ -134,11 +131,16 @@ class LearnerEndpoint:
         try:
             self._router.bind(address)
         except zmq.ZMQError as error:
+            if self._authenticator:
+                self._authenticator.stop()
             self._context.destroy(linger=0)
             raise ConfigError(
                 f"Cannot listen on {address}: {os.strerror(error.errno or 0)}; "
                 "choose another --bind."
             ) from None
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="transport", daemon=True)
 
     # -- called by the training thread ----------------------------------------------------------
@@ -178,7 +180,9 @@ class LearnerEndpoint:
         return len(self._sessions)
 
     def stop(self, reason: str = "the run is over") -> None:
-        """Say goodbye to every actor and close."""
+        """Say goodbye to every actor and close; a second call does nothing."""
+        if self._stopping:
+            return
         self._reason = reason
         self._stopping = True
         self._wake()

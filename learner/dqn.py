@@ -51,6 +51,11 @@ def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
+def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """Fused Adam walks memory: its moments must have the strides of their parameter."""
+    return torch.empty_like(parameter).copy_(tensor) if tensor.dim() else tensor
+
+
 class Trainer:
     """Online and target network, optimizer, and the one way to move them."""
 
@@ -130,10 +135,13 @@ class Trainer:
                     if n.startswith(part + ".")
                 }
             )
+        parameters = list(self.online.parameters())
         state: dict[int, dict[str, Any]] = {}
         for name, tensor in tensors.items():
             if name.startswith("adam."):
                 _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = tensor
+                state.setdefault(int(index), {})[key] = _laid_out_like(
+                    parameters[int(index)], tensor
+                )
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

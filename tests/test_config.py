@@ -1,0 +1,101 @@
+"""Settings validate themselves, and the flags follow from them."""
+
+import dataclasses
+
+import pytest
+
+from common.config import (
+    PRESETS,
+    Config,
+    ConfigError,
+    did_you_mean,
+    field_docs,
+    make_config,
+)
+from common.schedules import ladder_epsilon, linear_epsilon
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid(preset: str) -> None:
+    assert make_config(preset).preset == preset
+
+
+def test_every_field_has_a_group_and_a_help_text() -> None:
+    docs = field_docs()
+    assert [d.name for d in docs] == [f.name for f in dataclasses.fields(Config)]
+    assert all(d.help and d.group for d in docs)
+
+
+def test_the_book_is_the_reference_number_for_number() -> None:
+    book = make_config("book")
+    assert (book.gamma, book.batch_size, book.n_step) == (0.99, 32, 1)
+    assert (book.replay_transitions, book.learning_starts_transitions) == (10_000, 10_000)
+    assert (book.learning_rate, book.adam_epsilon, book.max_grad_norm) == (1e-4, 1e-8, 0)
+    assert book.samples_per_insert == book.batch_size  # one update per env step
+    assert book.target_sync_period_updates == 1_000
+    assert (book.loss, book.network) == ("mse", "nature")
+    assert not (book.double or book.dueling or book.standardize or book.prioritized)
+    assert (book.reward, book.epsilon_final, book.epsilon_decay_env_steps) == (19.5, 0.02, 100_000)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"actors": -2}, "--actors is -2, expected -1 to 4096"),
+        ({"gamma": 1.5}, "--gamma is 1.5, expected 0 to 1"),
+        ({"learning_rate": float("nan")}, "--learning-rate is nan, expected a number"),
+        ({"loss": "hinge"}, "--loss is 'hinge', expected huber or mse"),
+        ({"batch_size": 2.5}, "--batch-size is 2.5, expected int"),
+        ({"learning_starts_transitions": 10**6}, "learning would never start"),
+        ({"batch_size": 20_000}, "drawn without replacement"),
+        ({"samples_per_insert_tolerance": 3.0}, "would deadlock"),
+        ({"samples_per_insert": 0.0}, "--samples-per-insert is 0.0"),
+        ({"replay_device": "cuda"}, "needs --cuda"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_that_names_its_flag(
+    overrides: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config("pong", **overrides)
+    assert message in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+def test_an_unknown_preset_names_its_neighbours() -> None:
+    with pytest.raises(ConfigError, match="did you mean pong"):
+        make_config("pnog")
+    assert did_you_mean("zzz", PRESETS) == ""
+
+
+def test_the_agreement_changes_with_what_both_sides_must_share_and_only_then() -> None:
+    ours = make_config("pong").agreement_hash()
+    assert make_config("pong", learning_rate=1e-5, actors=3).agreement_hash() == ours
+    for other in ({"n_step": 2}, {"gamma": 0.9}, {"env": "Breakout"}, {"n_actions": 4}):
+        assert make_config("pong", **other).agreement_hash() != ours
+
+
+def test_a_configuration_survives_its_json(tmp_path: object) -> None:
+    from pathlib import Path
+
+    path = Path(str(tmp_path)) / "config.json"
+    config = make_config("book", seed=5)
+    path.write_text(config.to_json())
+    assert Config.from_json(path) == config
+    path.write_text('{"no_such_field": 1}')
+    with pytest.raises(ConfigError, match="not a configuration"):
+        Config.from_json(path)
+
+
+def test_epsilon_falls_as_in_the_reference() -> None:
+    def book(env_steps: int) -> float:
+        return linear_epsilon(env_steps, 1.0, 0.02, 100_000)
+
+    assert [book(n) for n in (0, 50_000, 98_001, 10**7)] == [1.0, 0.5, 0.02, 0.02]
+    assert book(99_000) == 0.02
+
+
+def test_the_ladder_spans_ape_x_and_survives_one_actor() -> None:
+    assert ladder_epsilon(0, 8) == pytest.approx(0.4)
+    assert ladder_epsilon(7, 8) == pytest.approx(0.4**8)
+    assert ladder_epsilon(0, 1) == pytest.approx(0.4)

@@ -1,0 +1,137 @@
+"""The loss against numbers worked out by hand; the update against its definition."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from learner.dqn import NotFinite, Trainer, td_loss
+from learner.replay import TransitionBatch
+from tests.builders import config
+
+
+class Table(nn.Module):
+    """Q-values by the first pixel of the first frame."""
+
+    def __init__(self, rows: list[list[float]]) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.tensor(rows))
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.rows[obs[:, 0, 0, 0].long()]
+
+
+def states(*pixels: int) -> torch.Tensor:
+    obs = torch.zeros(len(pixels), 4, 84, 84, dtype=torch.uint8)
+    obs[:, 0, 0, 0] = torch.tensor(pixels)
+    return obs
+
+
+# online Q: state 0 -> [1, 2], 1 -> [3, 0];  target Q: state 0 -> [10, 20], 1 -> [30, 40]
+ONLINE, TARGET = [[1.0, 2.0], [3.0, 0.0]], [[10.0, 20.0], [30.0, 40.0]]
+BATCH = TransitionBatch(
+    obs=states(0, 1, 0),
+    action=torch.tensor([0, 1, 1]),
+    n_step_return=torch.tensor([0.5, -1.0, 2.0]),
+    discount=torch.tensor([0.9, 0.0, 0.81]),  # one step, terminal, two steps (or truncated)
+    next_obs=states(1, 1, 1),
+    weight=torch.ones(3),
+)
+
+
+@pytest.mark.parametrize(
+    ("double", "td_error"),
+    [
+        # y = r + discount * max target = 0.5 + 0.9 * 40, -1, 2 + 0.81 * 40; q = 1, 0, 2
+        (False, [35.5, -1.0, 32.4]),
+        # the online network prefers action 0 in state 1: target value 30
+        (True, [26.5, -1.0, 24.3]),
+    ],
+)
+def test_the_td_error_is_that_of_the_definition(double: bool, td_error: list[float]) -> None:
+    loss, found, q = td_loss(Table(ONLINE), Table(TARGET), BATCH, double, "mse")
+    assert found.tolist() == pytest.approx(td_error, rel=1e-6)
+    assert q.tolist() == [1.0, 0.0, 2.0]
+    assert loss.item() == pytest.approx(np.mean(np.square(td_error)), rel=1e-6)
+
+
+def test_huber_is_linear_beyond_one_and_weights_scale_it() -> None:
+    loss, td_error, _ = td_loss(Table(ONLINE), Table(TARGET), BATCH, False, "huber")
+    assert loss.item() == pytest.approx((35.0 + 0.5 + 31.9) / 3, rel=1e-6)
+
+
+def test_no_gradient_reaches_the_target_and_only_taken_actions_move() -> None:
+    online, target = Table(ONLINE), Table(TARGET)
+    loss, _, _ = td_loss(online, target, BATCH, True, "mse")
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert target.rows.grad is None
+    assert online.rows.grad is not None
+    assert online.rows.grad[1, 0] == 0
+
+
+def random_batch(size: int = 8) -> TransitionBatch:
+    rng = torch.Generator().manual_seed(0)
+    return TransitionBatch(
+        obs=torch.randint(0, 256, (size, 4, 84, 84), generator=rng, dtype=torch.uint8),
+        action=torch.randint(0, 3, (size,), generator=rng),
+        n_step_return=torch.randn(size, generator=rng),
+        discount=torch.full((size,), 0.97),
+        next_obs=torch.randint(0, 256, (size, 4, 84, 84), generator=rng, dtype=torch.uint8),
+        weight=torch.ones(size),
+    )
+
+
+def test_the_target_moves_only_at_a_sync() -> None:
+    trainer = Trainer(config(target_sync_period_updates=3), torch.device("cpu"))
+    before = trainer.target.state_dict()["features.0.weight"].clone()
+    for update in range(1, 7):
+        trainer.update(random_batch())
+        now = trainer.target.state_dict()["features.0.weight"]
+        same_as_online = torch.equal(now, trainer.online.state_dict()["features.0.weight"])
+        assert same_as_online == (update % 3 == 0)
+        if update < 3:
+            assert torch.equal(now, before)
+
+
+def test_the_gradient_is_clipped_before_the_step() -> None:
+    free, clipped = (
+        Trainer(config(max_grad_norm=norm), torch.device("cpu")) for norm in (0.0, 1e-3)
+    )
+    clipped.online.load_state_dict(free.online.state_dict())
+    clipped.sync_target()
+    free.sync_target()
+    norms = [t.update(random_batch())[0].grad_norm for t in (free, clipped)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)  # reported before clipping
+    total = sum(float(p.grad.pow(2).sum()) for p in clipped.online.parameters() if p.grad is not None)
+    assert total**0.5 == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
+    trainer = Trainer(config(), torch.device("cpu"))
+    before = {k: v.clone() for k, v in trainer.online.state_dict().items()}
+    batch = random_batch()
+    batch.n_step_return[0] = float("nan")
+    with pytest.raises(NotFinite, match="loss is nan at update 1"):
+        trainer.update(batch)
+    assert all(torch.equal(v, before[k]) for k, v in trainer.online.state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_named_before_they_go_anywhere() -> None:
+    trainer = Trainer(config(), torch.device("cpu"))
+    with torch.no_grad():
+        next(trainer.online.parameters())[0, 0, 0, 0] = float("inf")
+    with pytest.raises(NotFinite, match=r"features\.0\.weight"):
+        trainer.check_weights()
+
+
+def test_training_goes_on_bit_for_bit_after_saving_and_loading() -> None:
+    straight, resumed = (Trainer(config(), torch.device("cpu")) for _ in range(2))
+    for _ in range(3):
+        straight.update(random_batch())
+    resumed.load_tensors(straight.tensors())
+    resumed.updates = straight.updates
+    for trainer in (straight, resumed):
+        for _ in range(3):
+            trainer.update(random_batch())
+    for name, tensor in straight.tensors().items():
+        assert torch.equal(tensor, resumed.tensors()[name]), name

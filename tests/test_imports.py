@@ -1,0 +1,66 @@
+"""The house's rules, read off the syntax trees: who may import whom, and what is never used."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(p for room in ("common", "actors", "learner") for p in (ROOT / room).glob("*.py"))
+FILES.append(ROOT / "launch.py")
+ONLY_IN = {
+    "msgpack": {"common/messages.py"},
+    "zmq": {"common/transport.py", "common/keys.py"},
+    "tensorboard": {"common/metrics.py"},
+    "gymnasium": {"actors/env.py", "actors/game.py"},
+    "ale_py": {"actors/env.py", "actors/game.py"},
+    "cv2": {"actors/env.py", "actors/game.py"},
+}
+LIGHT = {"launch.py", "common/supervisor.py", "common/lifeline.py", "common/config.py"}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path, top_level_only: bool = False) -> set[str]:
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_imports_run_one_way_and_libraries_stay_in_their_rooms(path: Path) -> None:
+    room = path.parent.name
+    for module in imports(path):
+        top = module.split(".")[0]
+        if room == "common":
+            assert top not in ("actors", "learner", "launch"), module
+        if room == "actors":
+            assert top not in ("learner", "launch"), module
+        if room == "learner":
+            assert top not in ("actors", "launch"), module
+        library = "tensorboard" if "tensorboard" in module else top
+        assert name(path) in ONLY_IN.get(library, {name(path)}), module
+
+
+@pytest.mark.parametrize("light", sorted(LIGHT))
+def test_what_the_launch_process_needs_imports_neither_torch_nor_zmq(light: str) -> None:
+    tops = {module.split(".")[0] for module in imports(ROOT / light, top_level_only=True)}
+    assert not tops & {"torch", "zmq", "gymnasium", "numpy", "learner", "actors"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_nothing_that_executes_what_it_reads_is_used(path: Path) -> None:
+    assert not imports(path) & {"pickle", "cloudpickle", "shelve", "marshal", "dill"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in ("eval", "exec", "torch.load", "np.load", "numpy.load"), called
+            assert not called.endswith(("recv_pyobj", "send_pyobj")), called

@@ -1,0 +1,69 @@
+"""The networks: sizes from the papers, scaling, and the state vector."""
+
+import numpy as np
+import pytest
+import torch
+
+from common.network import DQN, load_state_vector, state_size, state_vector
+
+
+def parameters(network: DQN) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_the_nature_network_has_the_published_size_for_6_actions() -> None:
+    assert parameters(DQN((4, 84, 84), 6)) == 1_687_206
+
+
+def test_the_convolutions_output_size_follows_from_the_input() -> None:
+    assert DQN((4, 110, 84), 6)(torch.zeros(2, 4, 110, 84, dtype=torch.uint8)).shape == (2, 6)
+
+
+@pytest.mark.parametrize("network", ["nature", "nips"])
+@pytest.mark.parametrize("dueling", [False, True])
+def test_uint8_observations_become_action_values(network: str, dueling: bool) -> None:
+    q = DQN((4, 84, 84), 5, network, dueling)(torch.zeros(3, 4, 84, 84, dtype=torch.uint8))
+    assert q.shape == (3, 5)
+    assert q.dtype == torch.float32
+
+
+def test_the_dueling_head_is_value_plus_centred_advantage() -> None:
+    network = DQN((4, 84, 84), 5, "nips", dueling=True)
+    obs = torch.randint(0, 256, (7, 4, 84, 84), dtype=torch.uint8)
+    value = network.value(network.features(network.scale(obs)))
+    assert torch.allclose(network(obs).mean(dim=1, keepdim=True), value, atol=1e-5)
+
+
+def test_pixels_are_divided_by_255_until_standardized() -> None:
+    network = DQN((4, 84, 84), 6)
+    x = network.scale(torch.full((1, 4, 84, 84), 255, dtype=torch.uint8))
+    assert torch.equal(x, torch.ones_like(x))
+
+
+def test_standardizing_gives_the_measured_frames_mean_0_and_deviation_1() -> None:
+    network = DQN((4, 84, 84), 6)
+    frames = torch.randint(0, 256, (400, 84, 84), dtype=torch.uint8)
+    network.standardize(frames)
+    x = network.scale(frames[:, None].expand(-1, 4, -1, -1))
+    assert x.mean().item() == pytest.approx(0, abs=1e-4)
+    assert x.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_still_picture_does_not_blow_up() -> None:
+    network = DQN((4, 84, 84), 6)
+    network.standardize(torch.full((10, 84, 84), 87, dtype=torch.uint8))
+    assert network.pixel_scale == 1
+
+
+def test_the_state_vector_round_trips_and_carries_the_scaling() -> None:
+    a, b = DQN((4, 84, 84), 6, "nips"), DQN((4, 84, 84), 6, "nips")
+    a.standardize(torch.randint(0, 256, (50, 84, 84), dtype=torch.uint8))
+    load_state_vector(b, state_vector(a))
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, b.state_dict()[name]), name
+
+
+def test_a_state_vector_of_another_network_is_refused() -> None:
+    network = DQN((4, 84, 84), 6, "nips")
+    with pytest.raises(ValueError, match="expected"):
+        load_state_vector(network, np.zeros(state_size(network) + 1, np.float32))

@@ -1,0 +1,62 @@
+"""The sum tree against plain arithmetic, the sampler against its definition."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.prioritized import PrioritizedSampler, SumTree
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 36), st.floats(0, 10)), min_size=1, max_size=60)
+)
+def test_the_tree_equals_a_plain_array(writes: list[tuple[int, float]]) -> None:
+    tree, plain = SumTree(37), np.zeros(37)
+    for leaf, priority in writes:
+        tree.set(np.array([leaf]), np.array([priority]))
+        plain[leaf] = priority
+        assert np.allclose(tree.get(np.arange(37)), plain)
+        assert np.isclose(tree.total, plain.sum())
+
+
+def test_a_prefix_sum_finds_the_leaf_that_owns_it() -> None:
+    tree = SumTree(6)
+    tree.set(np.arange(6), np.array([1.0, 0.0, 2.0, 3.0, 0.0, 4.0]))
+    sums = np.array([0.0, 0.99, 1.0, 2.99, 3.0, 5.99, 6.0, 9.99, 10.0])
+    assert tree.find(sums).tolist() == [0, 0, 2, 2, 3, 3, 5, 5, 5]
+
+
+def test_sampling_follows_priorities_and_weights_undo_it() -> None:
+    sampler = PrioritizedSampler(64, alpha=1.0, beta=1.0, rng=np.random.default_rng(0))
+    sampler.added(100, 140)
+    sampler.update(np.arange(100, 140), np.arange(40) + 1.0)
+    counts = np.zeros(40)
+    for _ in range(3_000):
+        ids, weights = sampler.sample(100, 140, 16)
+        np.add.at(counts, ids - 100, 1)
+        priority = ids - 99 + sampler.EPSILON
+        assert np.allclose(weights * priority, weights[0] * priority[0], rtol=1e-4)
+    share = (np.arange(40) + 1.0) / np.sum(np.arange(40) + 1.0)
+    assert np.abs(counts / counts.sum() - share).max() < 0.004
+
+
+def test_evicted_transitions_are_never_drawn() -> None:
+    sampler = PrioritizedSampler(32, 0.6, 0.4, np.random.default_rng(0))
+    sampler.added(0, 32)
+    sampler.evicted(0, 16)
+    sampler.added(32, 48)
+    for _ in range(200):
+        ids, _ = sampler.sample(16, 48, 8)
+        assert ids.min() >= 16
+        assert ids.max() < 48
+
+
+def test_the_sampler_goes_on_after_saving_and_loading() -> None:
+    a, b = (PrioritizedSampler(32, 0.6, 0.4, np.random.default_rng(i)) for i in range(2))
+    a.added(10, 40)
+    a.update(np.arange(12, 20), np.linspace(0, 5, 8))
+    b.load_state_dict(a.state_dict(10, 40))
+    for _ in range(5):
+        for one, other in zip(a.sample(10, 40, 8), b.sample(10, 40, 8), strict=True):
+            assert (one == other).all()

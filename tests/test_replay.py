@@ -1,0 +1,132 @@
+"""The ring against a plain list: whatever is added, no stack mixes and nothing is lost early."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.config import STACK, ConfigError
+from common.messages import Chunk, Spec
+from learner.replay import Replay, UniformSampler, check_fits, planned_bytes
+from tests.builders import chunk_of, config, stamp_of
+
+
+def make_replay(capacity: int = 64, chunk: int = 16, n_step: int = 3) -> tuple[Replay, Spec]:
+    small = config(
+        replay_transitions=capacity,
+        learning_starts_transitions=40,
+        chunk_transitions=chunk,
+        n_step=n_step,
+        batch_size=32,
+    )
+    return Replay(small, UniformSampler(np.random.default_rng(0))), Spec.of(small)
+
+
+def check_against(replay: Replay, model: list[tuple[int, Chunk]]) -> None:
+    """Every live transition is exactly what was added under its id."""
+    live = [(first, c) for first, c in model if first >= replay.first_id]
+    frames = replay.frames.numpy()
+    assert sum(len(c) for _, c in live) == len(replay)
+    for first, chunk in live:
+        for i, t in enumerate(chunk.transitions):
+            at = (first + i) % replay.capacity
+            start = replay.frame_start[at]
+            span = int(t["span"])
+            for offset in (0, span):
+                got = frames[start + offset : start + offset + STACK]
+                assert (got == chunk.frames[i + offset : i + offset + STACK]).all()
+            assert replay.n_step_return[at] == t["n_step_return"]
+            assert replay.discount[at] == t["discount"]
+            assert replay.action[at] == t["action"]
+            assert replay.span[at] == span
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 16), st.booleans()), min_size=1, max_size=40),
+    n_step=st.integers(1, 5),
+)
+def test_the_ring_equals_a_plain_list_after_every_step(
+    lengths: list[tuple[int, bool]], n_step: int
+) -> None:
+    replay, spec = make_replay(n_step=n_step)
+    model: list[tuple[int, Chunk]] = []
+    total = 0
+    for length, terminal in lengths:
+        chunk = chunk_of(spec, length, first_stamp=(total * 7) % 60_000, terminal=terminal)
+        replay.add(chunk)
+        model.append((total, chunk))
+        total += length
+        assert replay.end_id == total
+        assert len(replay) <= replay.capacity
+        check_against(replay, model)
+
+
+def test_full_chunks_fill_the_capacity_exactly() -> None:
+    replay, spec = make_replay(capacity=64, chunk=16)
+    for i in range(20):
+        replay.add(chunk_of(spec, 16, 16 * i))
+        assert len(replay) == min(64, 16 * (i + 1))
+
+
+def test_a_batch_holds_what_was_stored_and_no_transition_twice() -> None:
+    replay, spec = make_replay()
+    for i in range(9):
+        replay.add(chunk_of(spec, 16, 16 * i))
+    for _ in range(50):
+        batch, ids = replay.sample(32)
+        assert len(set(ids.tolist())) == 32
+        assert ids.min() >= replay.first_id
+        assert ids.max() < replay.end_id
+        for row, i in enumerate(ids.tolist()):
+            assert batch.n_step_return[row] == i
+            chunk, offset = divmod(i, 16)
+            first = 16 * chunk + offset
+            assert [stamp_of(f) for f in batch.obs[row]] == [first + k for k in range(4)]
+            assert [stamp_of(f) for f in batch.next_obs[row]] == [first + 3 + k for k in range(4)]
+
+
+def test_uniform_sampling_reaches_every_live_transition_equally() -> None:
+    replay, spec = make_replay()
+    for i in range(6):
+        replay.add(chunk_of(spec, 16, 16 * i))
+    counts = np.zeros(96)
+    for _ in range(4_000):
+        counts[replay.sampler.sample(replay.first_id, replay.end_id, 16)[0]] += 1
+    assert (counts[:32] == 0).all()
+    expected = 4_000 * 16 / 64
+    assert np.abs(counts[32:] - expected).max() < 5 * np.sqrt(expected)
+
+
+def test_chunks_read_back_as_they_were_added() -> None:
+    replay, spec = make_replay()
+    added = [chunk_of(spec, 5 + i, 50 * i, terminal=i % 2 == 0) for i in range(12)]
+    for chunk in added:
+        replay.add(chunk)
+    for stored, chunk in zip(reversed(replay.chunks), reversed(added), strict=False):
+        read = replay.read_chunk(stored)
+        assert (read.frames == chunk.frames).all()
+        assert (read.transitions == chunk.transitions).all()
+
+
+def test_planned_bytes_are_what_is_allocated_within_a_percent() -> None:
+    big = config(replay_transitions=20_000, chunk_transitions=64)
+    replay = Replay(big, UniformSampler(np.random.default_rng(0)))
+    assert replay.bytes == pytest.approx(planned_bytes(big), rel=0.01)
+
+
+def test_a_replay_larger_than_memory_is_refused_with_a_size_that_fits() -> None:
+    big = config(replay_transitions=1_000_000)
+    with pytest.raises(ConfigError, match=r"--replay-transitions \d+ or fewer"):
+        check_fits(big, 1 << 30, "memory")
+
+
+def test_spread_frames_are_stored_frames() -> None:
+    replay, spec = make_replay()
+    for i in range(3):
+        replay.add(chunk_of(spec, 16, 100 * i + 1))
+    frames = replay.spread_frames(20)
+    assert frames.dtype == torch.uint8
+    assert len(frames) == 20
+    assert all(stamp_of(f) > 0 for f in frames)

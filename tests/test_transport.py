@@ -1,0 +1,321 @@
+"""The ROUTER and the DEALERs, real sockets in one process: credit, order, fencing, keys."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from common import messages
+from common.config import Config, ConfigError
+from common.keys import (
+    create_keys,
+    load_actor_keys,
+    load_learner_keys,
+    require_keys_beyond_loopback,
+)
+from common.messages import Chunk, Header, Spec, Type, Weights
+from common.transport import ActorEndpoint, LearnerEndpoint, LearnerGone, Refused, ipc_endpoint
+from tests.builders import chunk_of, config
+
+SIZE = 10  # floats in the weights of these tests
+
+
+def eventually(what: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """The first truthy answer; fails when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while not (answer := what()):
+        assert time.monotonic() < deadline, "it never happened"
+        threading.Event().wait(0.005)
+    return answer
+
+
+class Pair:
+    """A learner's endpoint and as many actors' as asked for."""
+
+    def __init__(self, folder: Path, **overrides: Any) -> None:
+        self.config = config(**overrides)
+        self.address = ipc_endpoint(folder / "ipc")
+        self.learner = LearnerEndpoint(self.config, self.address)
+        self.learner.start(0)
+        self.actors: list[ActorEndpoint] = []
+        self.spec = Spec.of(self.config)
+
+    def actor(self, actor_id: int = 0, with_config: Config | None = None) -> ActorEndpoint:
+        actor = ActorEndpoint(with_config or self.config, self.address, actor_id, SIZE)
+        self.actors.append(actor)
+        actor.handshake(10)
+        return actor
+
+    def chunk(self, stamp: int) -> Chunk:
+        return chunk_of(self.spec, 16, stamp)
+
+    def taken(self, count: int) -> list[int]:
+        """First returns of the next `count` chunks that the learner takes."""
+        got: list[int] = []
+
+        def enough() -> bool:
+            for actor in self.actors:
+                actor.poll()
+            got.extend(int(c.transitions["n_step_return"][0]) for c in self.learner.drain())
+            return len(got) >= count
+
+        eventually(enough)
+        return got
+
+    def close(self) -> None:
+        for actor in self.actors:
+            actor.close()
+        self.learner.stop()
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    pair = Pair(tmp_path)
+    yield pair
+    pair.close()
+
+
+def test_chunks_arrive_once_and_in_order(pair: Pair) -> None:
+    pair.learner.set_insert_limit(10_000, 0)
+    actor = pair.actor()
+    for i in range(40):
+        actor.send(pair.chunk(i))
+    assert pair.taken(40) == list(range(40))
+    eventually(lambda: actor.poll() or actor.unacknowledged == 0)
+    assert pair.learner.stats.duplicates == 0
+
+
+def test_no_more_is_taken_than_the_limit_allows_and_more_when_it_rises(pair: Pair) -> None:
+    actor = pair.actor()
+    pair.learner.set_insert_limit(5 * 16, 0)
+    sender = threading.Thread(target=lambda: [actor.send(pair.chunk(i)) for i in range(12)])
+    sender.start()
+    got: list[int] = []
+
+    def drained(count: int) -> bool:
+        got.extend(int(c.transitions["n_step_return"][0]) for c in pair.learner.drain())
+        return len(got) >= count
+
+    eventually(lambda: drained(5))
+    assert len(got) == 5
+    assert sender.is_alive()
+    pair.learner.set_insert_limit(12 * 16, 0)
+    eventually(lambda: drained(12))
+    sender.join(10)
+    assert got == list(range(12))
+
+
+def test_credit_is_shared_among_actors(pair: Pair) -> None:
+    actors = [pair.actor(i) for i in range(4)]
+    pair.learner.set_insert_limit(8 * 16, 0)
+    for i, actor in enumerate(actors):
+        eventually(lambda a=actor: a.poll() or a._granted_seq >= 2)  # type: ignore[misc]
+        actor.send(pair.chunk(10 * i))
+        actor.send(pair.chunk(10 * i + 1))
+    assert sorted(pair.taken(8)) == [0, 1, 10, 11, 20, 21, 30, 31]
+
+
+def test_newer_weights_reach_the_actor_once(pair: Pair) -> None:
+    pair.learner.set_insert_limit(10_000, 0)
+    actor = pair.actor()
+    pair.learner.publish(Weights(3, np.arange(SIZE, dtype=np.float32)))
+    actor.send(pair.chunk(0))  # its ACK names the version
+    weights = eventually(actor.poll)
+    assert weights.version == 3
+    assert weights.vector.tolist() == list(range(SIZE))
+    actor.send(pair.chunk(1))
+    pair.taken(2)
+    assert actor.poll() is None
+
+
+def test_a_lost_connection_loses_and_repeats_nothing(pair: Pair) -> None:
+    pair.learner.set_insert_limit(10_000, 0)
+    actor = pair.actor()
+    for i in range(60):
+        actor.send(pair.chunk(i))
+        if i % 7 == 3:
+            actor._reconnect()  # whatever was in the old socket is gone
+            actor.handshake(10)
+    assert pair.taken(60) == list(range(60))
+
+
+def test_a_message_that_vanished_is_sent_again(pair: Pair) -> None:
+    pair.learner.set_insert_limit(10_000, 0)
+    actor = pair.actor()
+    real, lost = actor._transmit, []
+
+    def lossy(message: bytes) -> None:
+        if len(message) > 10_000 and len(lost) < 3:
+            lost.append(message)
+        else:
+            real(message)
+
+    actor._transmit = lossy  # type: ignore[method-assign]
+    for i in range(6):
+        actor.send(pair.chunk(i))
+    assert pair.taken(6) == list(range(6))
+    assert len(lost) == 3
+
+
+def test_a_second_life_of_an_actor_fences_the_first(pair: Pair) -> None:
+    pair.learner.set_insert_limit(10_000, 0)
+    first = pair.actor(actor_id=5)
+    second = pair.actor(actor_id=5)
+    with pytest.raises(Refused) as caught:
+        first.send(pair.chunk(1))
+        eventually(lambda: first.poll() or False, 5)
+    assert caught.value.exit_code == 1
+    pair.actors.remove(first)
+    first.close()
+    second.send(pair.chunk(2))
+    assert pair.taken(1) == [2]
+    assert pair.learner.stats.restarts == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ({"gamma": 0.5}, "gamma is 0.5 at the actor, 0.99 at the learner"),
+        ({"n_step": 1}, "n_step is 1"),
+        ({"env": "Other-v0"}, "env is 'Other-v0'"),
+        ({"n_actions": 4}, "n_actions is 4"),
+    ],
+)
+def test_an_actor_of_another_configuration_is_refused_by_name(
+    pair: Pair, override: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(Refused, match=named) as caught:
+        pair.actor(with_config=config(**override))
+    assert caught.value.exit_code == 3
+
+
+def test_junk_is_counted_and_disturbs_nobody(pair: Pair) -> None:
+    pair.learner.set_insert_limit(10_000, 0)
+    actor = pair.actor()
+    context = zmq.Context()
+    with context.socket(zmq.DEALER) as stranger:
+        stranger.setsockopt(zmq.LINGER, 1000)
+        stranger.connect(pair.address)
+        good = messages.encode_chunk(actor.session + 2, 1, pair.chunk(0))
+        for junk in (b"", b"x" * 50, good, good[:100], b"VLY1" + bytes(100)):
+            stranger.send(junk)
+        stranger.send_multipart([good, good])
+        stranger.send(messages.encode(Header(Type.WELCOME, actor.session), [1, 2, 3, 4]))
+    context.term()
+    for i in range(5):
+        actor.send(pair.chunk(i))
+    assert pair.taken(5) == list(range(5))
+    assert eventually(lambda: pair.learner.stats.refused >= 7)
+
+
+def test_a_silent_actor_is_forgotten_and_its_credit_returns(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    pair.learner._silent_seconds = 0.3
+    pair.learner.set_insert_limit(16, 0)  # room for one chunk only
+    silent = pair.actor(0)
+    assert eventually(lambda: silent.poll() or silent._granted_seq == 1)
+    other = pair.actor(1)
+    assert other._granted_seq == 0
+    pair.actors.remove(silent)  # nobody polls it any more
+    eventually(lambda: (other.poll(), pair.learner._wake(), other._granted_seq == 1)[-1])
+    silent.close()
+    pair.close()
+
+
+def test_the_end_of_the_run_is_announced(pair: Pair) -> None:
+    actor = pair.actor()
+    pair.learner.stop()
+    with pytest.raises(LearnerGone, match="finished"):
+        eventually(actor.poll)
+    assert actor.said_goodbye
+
+
+def test_an_actor_without_a_learner_gives_up_with_a_sentence(tmp_path: Path) -> None:
+    actor = ActorEndpoint(config(), ipc_endpoint(tmp_path / "ipc"), 0, SIZE)
+    with pytest.raises(LearnerGone, match=r"no answer from ipc://.* in 0\.5 s"):
+        actor.handshake(0.5)
+    actor.close()
+
+
+def test_a_socket_path_may_be_long(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    pair = Pair(folder)
+    pair.learner.set_insert_limit(100, 0)
+    pair.actor().send(pair.chunk(3))
+    assert pair.taken(1) == [3]
+    pair.close()
+    assert list((folder / "ipc").iterdir()) == []
+
+
+def test_the_socket_folder_is_private_and_left_empty(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    assert (tmp_path / "ipc").stat().st_mode & 0o777 == 0o700
+    pair.close()
+    assert list((tmp_path / "ipc").iterdir()) == []
+
+
+def test_a_port_in_use_is_one_sentence() -> None:
+    first = LearnerEndpoint(config(), "tcp://127.0.0.1:*")
+    bound = first._router.getsockopt_string(zmq.LAST_ENDPOINT)
+    with pytest.raises(ConfigError, match=r"Cannot listen on .* in use; choose another --bind"):
+        LearnerEndpoint(config(), bound)
+    first.stop()
+
+
+def test_keys_admit_who_is_authorized_and_nobody_else(tmp_path: Path) -> None:
+    create_keys(tmp_path / "keys")
+    create_keys(tmp_path / "strangers")
+    small = config()
+    learner = LearnerEndpoint(
+        small, "tcp://127.0.0.1:*", load_learner_keys(tmp_path / "keys")
+    )
+    address = learner._router.getsockopt_string(zmq.LAST_ENDPOINT)
+    learner.set_insert_limit(1_000, 0)
+    learner.start(0)
+    good = load_actor_keys(tmp_path / "keys")
+    stranger = load_actor_keys(tmp_path / "strangers")
+    stranger = type(stranger)(stranger.secret, stranger.public, good.learner)
+    wrong_server = type(good)(good.secret, good.public, stranger.public)
+    for keys in (None, stranger, wrong_server):
+        actor = ActorEndpoint(small, address, 0, SIZE, keys)
+        with pytest.raises(LearnerGone, match="no answer"):
+            actor.handshake(0.7)
+        actor.close()
+    assert learner.stats.refused == 0  # nothing of theirs reached the decoder
+    actor = ActorEndpoint(small, address, 0, SIZE, good)
+    actor.handshake(10)
+    actor.send(chunk_of(Spec.of(small), 16, 9))
+    eventually(learner.drain)
+    actor.close()
+    learner.stop()
+
+
+def test_secret_keys_that_others_can_read_are_refused(tmp_path: Path) -> None:
+    create_keys(tmp_path / "keys")
+    secret = tmp_path / "keys" / "learner.secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    secret.chmod(0o644)
+    with pytest.raises(ConfigError, match="Others can read"):
+        load_learner_keys(tmp_path / "keys")
+    with pytest.raises(ConfigError, match="not empty"):
+        create_keys(tmp_path / "keys")
+
+
+@pytest.mark.parametrize("address", ["tcp://*:5555", "tcp://0.0.0.0:1", "tcp://10.0.0.1:1"])
+def test_a_bind_beyond_this_machine_needs_keys(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"launch\.py keys"):
+        require_keys_beyond_loopback(address, "")
+    require_keys_beyond_loopback(address, "some/folder")
+
+
+@pytest.mark.parametrize(
+    "address", ["ipc:///tmp/x", "tcp://127.0.0.1:5", "tcp://localhost:5", "tcp://[::1]:5"]
+)
+def test_a_bind_on_this_machine_needs_none(address: str) -> None:
+    require_keys_beyond_loopback(address, "")

@@ -246,6 +246,10 @@ def settle(words: list[str]) -> tuple[Config, Path, bool]:
             )
         return dataclasses.replace(config, **given).resolved(), run_dir, True
     config = make_config(given.pop("preset", "pong"), **given).resolved()
+    if config.bind:
+        from common.keys import require_keys_beyond_loopback
+
+        require_keys_beyond_loopback(config.bind, config.keys)
     if config.run_dir:
         run_dir = Path(config.run_dir)
     else:

@@ -34,7 +34,10 @@ def run_actor(
             if weights := learner.poll():
                 player.load_weights(weights.version, weights.vector)
             for chunk in player.step(actor_epsilon(config, actor_id, learner.env_steps)):
-                learner.send(chunk)
+                with player.timings.section("send"):
+                    learner.send(chunk)
+            if player.timings.age_seconds > config.log_period_seconds:
+                learner.report(player.timings.fractions())
     except LearnerGone as gone:
         print(f"Actor {actor_id}: {gone}.", flush=True)
         return 0 if learner.said_goodbye else 1

@@ -7,6 +7,7 @@ tests hold the two equal. Every wrapper speaks gymnasium's five-value step.
 
 from __future__ import annotations
 
+import collections
 import difflib
 import warnings
 from typing import Any
@@ -16,6 +17,8 @@ import gymnasium
 import numpy as np
 from ale_py.env import AtariEnv
 from gymnasium import spaces
+
+from common.config import ConfigError
 
 try:
     import cv2
@@ -39,7 +42,7 @@ SKIP = 4  # emulator frames per env_step
 SCREENS = ((210, 160, 3), (250, 160, 3))  # what ProcessFrame84 is defined on, [rows, columns, RGB]
 
 
-class UnknownGame(ValueError):
+class UnknownGame(ConfigError):
     """No environment of that name is registered."""
 
 
@@ -63,23 +66,29 @@ class MaxAndSkipEnv(gymnasium.Wrapper):
     """Repeats each action `skip` times; sees the per-pixel maximum of the last two RGB frames.
 
     The sprites of many games flicker: drawn on every other frame only. Stops where the episode
-    ends; ended on its first frame, a step sees that frame alone. reset() gives the reset frame.
+    ends; the last frame of the step before counts where a step ends on its first.
     """
 
     def __init__(self, env: Env, skip: int = SKIP) -> None:
         super().__init__(env)
         self.skip = skip
+        self._last_two: collections.deque[np.ndarray] = collections.deque(maxlen=2)
+
+    def reset(self, **kwargs: Any) -> Reset:
+        obs, info = self.env.reset(**kwargs)
+        self._last_two.clear()
+        self._last_two.append(obs)
+        return obs, info
 
     def step(self, action: int) -> Stepped:
-        frames: list[np.ndarray] = []
         total = 0.0
         for _ in range(self.skip):
             obs, reward, terminated, truncated, info = self.env.step(action)
-            frames.append(obs)
+            self._last_two.append(obs)
             total += float(reward)
             if terminated or truncated:
                 break
-        return np.max(np.stack(frames[-2:]), axis=0), total, terminated, truncated, info
+        return np.max(np.stack(self._last_two), axis=0), total, terminated, truncated, info
 
 
 class EpisodicLifeEnv(gymnasium.Wrapper):
@@ -204,8 +213,10 @@ class ClipRewardEnv(gymnasium.RewardWrapper):
 
 def luma(rgb: np.ndarray) -> np.ndarray:
     """[..., 3] u8 -> [...] float32; each product and sum is float32, left to right."""
-    img = rgb.astype(np.float32)
-    return img[..., 0] * 0.299 + img[..., 1] * 0.587 + img[..., 2] * 0.114
+    img: np.ndarray = rgb.astype(np.float32)
+    red, green, blue = img[..., 0], img[..., 1], img[..., 2]
+    weighted: np.ndarray = red * 0.299 + green * 0.587 + blue * 0.114
+    return weighted
 
 
 def shrink(img: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -218,7 +229,7 @@ def check_screen(shape: tuple[int, ...] | None) -> None:
     """Refuses a screen that the 84x84 frame is not defined on."""
     if shape not in SCREENS:
         size = "x".join(map(str, shape or ()))
-        raise ValueError(f"the screen is {size}, and only 210x160x3 and 250x160x3 are supported")
+        raise ConfigError(f"the screen is {size}, and only 210x160x3 and 250x160x3 are supported")
 
 
 def has_fire(env: AtariEnv) -> bool:
@@ -233,22 +244,23 @@ def open_env(env_id: str, render_mode: str | None = None) -> Env:
         warnings.filterwarnings("ignore", ".*is out of date")  # v0 differs from v4, and is wanted
         warnings.filterwarnings("ignore", ".*Using the latest versioned environment")
         try:
-            # The checker only warns, at each step's cost.
-            env = gymnasium.make(env_id, render_mode=render_mode, disable_env_checker=True)
+            # The checker only warns, at each step's cost. Not every environment can render.
+            options: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
+            env = gymnasium.make(env_id, disable_env_checker=True, **options)
         except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
             raise UnknownGame(_unknown(env_id, error)) from error
     bare = env.unwrapped
     if isinstance(bare, AtariEnv):
         check_screen(bare.observation_space.shape)
         if not isinstance(bare._frameskip, int):
-            raise ValueError(
+            raise ConfigError(
                 f"{env_id} repeats actions a random number of frames, which Volley does not "
                 "count: choose the game's NoFrameskip-v4 or ALE/...-v5 form"
             )
     else:
         space = env.observation_space
         if space.shape != (84, 84) or space.dtype != np.uint8:
-            raise ValueError(
+            raise ConfigError(
                 f"{env_id} gives observations of shape {space.shape} and type {space.dtype}: "
                 "an environment that is not Atari must give uint8 of shape (84, 84)"
             )

@@ -10,6 +10,7 @@ from actors.policy import epsilon_greedy
 from common.config import FRAME_SHAPE, STACK, Config, ConfigError
 from common.messages import Chunk, EpisodeStats, Spec
 from common.network import load_state_vector, network_for
+from common.timings import Timings
 
 
 class Player:
@@ -34,6 +35,7 @@ class Player:
             )
         self.network = network_for(config).eval()
         self.weights_version = -1
+        self.timings = Timings()
         k, chunk = len(self.games), config.chunk_transitions
         self.accumulators = [
             Accumulator(Spec.of(config), max(1, chunk * (i + 1) // k)) for i in range(k)
@@ -49,10 +51,12 @@ class Player:
 
     def step(self, epsilon: float) -> list[Chunk]:
         """One env step of every game. Returns the chunks that became complete."""
-        actions = epsilon_greedy(self.network, self.obs, epsilon, self.rng)
+        with self.timings.section("infer"):
+            actions = epsilon_greedy(self.network, self.obs, epsilon, self.rng)
         chunks: list[Chunk] = []
-        for i, action in enumerate(actions.tolist()):
-            chunks += self._step_game(i, action, epsilon)
+        with self.timings.section("play"):
+            for i, action in enumerate(actions.tolist()):
+                chunks += self._step_game(i, action, epsilon)
         return chunks
 
     def _step_game(self, i: int, action: int, epsilon: float) -> list[Chunk]:

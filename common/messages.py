@@ -39,6 +39,7 @@ class Type(enum.IntEnum):
     CHUNK = 2
     GET_WEIGHTS = 3
     PING = 4
+    REPORT = 5
     WELCOME = 16
     REJECT = 17
     ACK = 18
@@ -223,6 +224,21 @@ def encode_reject(session: int, reject: Reject) -> bytes:
 
 def decode_reject(frame: memoryview) -> Reject:
     return Reject(*_fields(_meta_only(frame), str, int))
+
+
+def encode_report(session: int, shares: dict[str, float]) -> bytes:
+    """Where an actor's time goes: share of each named section."""
+    return encode(Header(Type.REPORT, session), shares)
+
+
+def decode_report(frame: memoryview) -> dict[str, float]:
+    shares = _meta_only(frame)
+    if not isinstance(shares, dict) or len(shares) > 16:
+        raise BadMessage("a report is not a map of at most 16 sections")
+    for name, share in shares.items():
+        if not (isinstance(name, str) and name.isidentifier() and type(share) is float):
+            raise BadMessage("a report holds something else than named shares")
+    return shares
 
 
 def encode_weights(weights: Weights) -> bytes:

@@ -107,6 +107,7 @@ class LearnerEndpoint:
         self.spec = Spec.of(config)
         self.stats = TransportStats()
         self.steps_by_actor: dict[int, int] = {}
+        self.reports: dict[int, dict[str, float]] = {}  # actor id -> where its time goes
         self._silent_seconds = silent_seconds
         self._sessions: dict[int, Session] = {}
         self._seen_actors: set[int] = set()
@@ -257,6 +258,8 @@ class LearnerEndpoint:
                 self._send(route, encoded)
         elif header.type == Type.PING:
             self._ack(session)
+        elif header.type == Type.REPORT:
+            self.reports[session.actor_id] = messages.decode_report(frame)
         else:
             raise BadMessage(f"{header.type.name} is not for the learner")
 
@@ -428,6 +431,10 @@ class ActorEndpoint:
         self._receive(0)
         fresh, self._fresh = self._fresh, None
         return fresh
+
+    def report(self, shares: dict[str, float]) -> None:
+        """Tell where the time goes; it may be lost, the next one comes soon."""
+        self._transmit(messages.encode_report(self.session, shares))
 
     @property
     def unacknowledged(self) -> int:

@@ -88,7 +88,9 @@ class Checkpointer:
             for name in self._segments(snapshot, unfinished):
                 _sync(unfinished / name)
             _write_file(unfinished / "model.safetensors", save_tensors(snapshot.tensors))
-            _write_file(unfinished / "state.json", _to_json(snapshot.state))
+            first_id = snapshot.chunks[0].first_id if snapshot.chunks else 0
+            state = snapshot.state | {"replay_first_id": first_id}
+            _write_file(unfinished / "state.json", _to_json(state))
             _write_file(unfinished / "MANIFEST.json", _manifest(unfinished))
             _sync(unfinished)
             final = self.folder / f"step-{snapshot.env_steps:012d}"
@@ -139,7 +141,7 @@ def load_newest(folder: Path, replay: Replay, log: Any = print) -> tuple[dict[st
             verify(path)
             tensors = load_tensors((path / "model.safetensors").read_bytes())
             state = _from_json((path / "state.json").read_bytes())
-            _load_replay(path, replay)
+            _load_replay(path, replay, state["replay_first_id"])
             return tensors, state
         except (Damaged, OSError, SafetensorError, ValueError, KeyError) as error:
             log(f"Checkpoint {path.name} is not used: {error}")
@@ -183,7 +185,8 @@ def _pack_segment(replay: Replay, chunks: list[StoredChunk]) -> bytes:
     return b"".join([*parts, packer.flush()])
 
 
-def _load_replay(path: Path, replay: Replay) -> None:
+def _load_replay(path: Path, replay: Replay, first_live_id: int) -> None:
+    """A linked segment may begin with chunks that were evicted since: they are passed over."""
     for segment in sorted(path.glob("replay-*.z")):
         raw = memoryview(zlib.decompress(segment.read_bytes()))
         count, at = int.from_bytes(raw[:8], "little"), 8
@@ -196,7 +199,8 @@ def _load_replay(path: Path, replay: Replay) -> None:
             frames = np.frombuffer(raw, np.uint8, size, at).reshape(frame_count, *FRAME_SHAPE)
             at += size
             stored = StoredChunk(first_id, length, frame_start, frame_count)
-            replay.restore(stored, Chunk(frames, transitions, -1))
+            if first_id >= first_live_id:
+                replay.restore(stored, Chunk(frames, transitions, -1))
 
 
 def _manifest(folder: Path) -> bytes:

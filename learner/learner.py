@@ -14,8 +14,8 @@ from common.config import Config, ConfigError
 from common.keys import load_learner_keys, require_keys_beyond_loopback
 from common.lifeline import StopSignal
 from common.messages import Chunk, Weights
-from common.metrics import Timings
 from common.network import state_vector
+from common.timings import Timings
 from common.transport import LearnerEndpoint, endpoint
 from learner.checkpoint import Checkpointer, Snapshot, load_newest
 from learner.dqn import Trainer, with_prefix
@@ -130,7 +130,6 @@ class Learner:
                 "inserted": self.inserted,
                 "sampled": self.sampled,
                 "weights_version": self.weights_version,
-                "replay_end_id": self.replay.end_id,
                 "sampler": self.replay.sampler.state_dict(self.replay.first_id, self.replay.end_id),
                 "torch_rng": torch.get_rng_state().numpy(),
                 "records": self.records.state_dict(),
@@ -225,7 +224,7 @@ def finish(learner: Learner, transport: LearnerEndpoint | None, reason: str) -> 
 
 def open_transport(config: Config, run_dir: Path) -> LearnerEndpoint:
     address = endpoint(config, run_dir)
-    require_keys_beyond_loopback(address, config.keys)
+    require_keys_beyond_loopback(address, config.keys)  # also on --resume with another --bind
     keys = load_learner_keys(Path(config.keys)) if config.keys else None
     return LearnerEndpoint(config, address, keys)
 

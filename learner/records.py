@@ -57,20 +57,23 @@ class Records:
         self.wall_before = 0.0  # seconds that earlier parts of a resumed run took
         self.solved = False
         self._started = started
+        self._lengths: collections.deque[int] = collections.deque(maxlen=100)
+        self._lags: collections.deque[int] = collections.deque(maxlen=200)
+        self._updates: list[UpdateStats] = []
         if saved:
             self.wall_before = saved["wall_seconds"]
             self.scores.last.extend(saved["last_scores"])
             self.scores.games = saved["games"]
             self.scores.best_mean_100 = _from_null(saved["best_mean_100"])
+            self._lags.extend(saved["lags"])
+            self._updates = [UpdateStats(*values) for values in saved["updates"]]
         self.metrics = Metrics(config, run_dir, env_steps if saved else None)
-        self._lengths: collections.deque[int] = collections.deque(maxlen=100)
-        self._lags: collections.deque[int] = collections.deque(maxlen=200)
-        self._updates: list[UpdateStats] = []
         self._rates = Rates()
         self._actor_rates = Rates()
         self._rates.start_from({"env_steps": env_steps, "updates": 0})
         self._speed = self._update_speed = 0.0
         self._next_tick = 0.0
+        self._refused = 0
         self._first = (time.monotonic(), env_steps)
 
     # -- what happens ---------------------------------------------------------------------------
@@ -161,6 +164,7 @@ class Records:
                 {str(i): float(n) for i, n in transport.steps_by_actor.items()}
             )
             values |= {f"actors/{i}/steps_per_s": speed for i, speed in speeds.items()}
+            values |= _mean_shares(transport.reports)
         rates = self._rates.per_second(counts)
         self._speed, self._update_speed = rates["env_steps"], rates["updates"]
         values |= {
@@ -180,6 +184,11 @@ class Records:
         self._updates.clear()
         self.metrics.flush()
         print(self._line(learner, values), flush=True)
+        if transport and transport.stats.refused > self._refused:
+            self._refused = transport.stats.refused
+            print(f"{self._refused} messages refused, the last: {transport.stats.last_refusal}.")
+        if learner.checkpoints.error:
+            print(f"The last checkpoint could not be written: {learner.checkpoints.error}.")
 
     def _line(self, learner: "Learner", values: dict[str, float]) -> str:
         loss = values.get("train/loss", math.nan)
@@ -258,6 +267,8 @@ class Records:
             "last_scores": list(self.scores.last),
             "games": self.scores.games,
             "best_mean_100": _null(self.scores.best_mean_100),
+            "lags": list(self._lags),
+            "updates": [[u.loss, u.q_mean, u.grad_norm] for u in self._updates],
         }
 
     # -- small sums -----------------------------------------------------------------------------
@@ -283,6 +294,15 @@ class Records:
     def _samples_per_insert(learner: "Learner") -> float:
         trained_on = learner.inserted - learner.limiter.learning_starts_transitions
         return learner.sampled / trained_on if trained_on > 0 else math.nan
+
+
+def _mean_shares(reports: dict[int, dict[str, float]]) -> dict[str, float]:
+    """Mean over the actors of where their time goes, as TensorBoard tags."""
+    sums: dict[str, float] = collections.defaultdict(float)
+    for shares in list(reports.values()):
+        for name, share in shares.items():
+            sums[f"timings/actors/{name}"] += share / len(reports)
+    return sums
 
 
 def _null(value: float) -> float | None:

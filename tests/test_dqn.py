@@ -56,7 +56,7 @@ def test_the_td_error_is_that_of_the_definition(double: bool, td_error: list[flo
 
 
 def test_huber_is_linear_beyond_one_and_weights_scale_it() -> None:
-    loss, td_error, _ = td_loss(Table(ONLINE), Table(TARGET), BATCH, False, "huber")
+    loss, _, _ = td_loss(Table(ONLINE), Table(TARGET), BATCH, False, "huber")
     assert loss.item() == pytest.approx((35.0 + 0.5 + 31.9) / 3, rel=1e-6)
 
 
@@ -102,7 +102,9 @@ def test_the_gradient_is_clipped_before_the_step() -> None:
     free.sync_target()
     norms = [t.update(random_batch())[0].grad_norm for t in (free, clipped)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)  # reported before clipping
-    total = sum(float(p.grad.pow(2).sum()) for p in clipped.online.parameters() if p.grad is not None)
+    total = sum(
+        float(p.grad.pow(2).sum()) for p in clipped.online.parameters() if p.grad is not None
+    )
     assert total**0.5 == pytest.approx(1e-3, rel=1e-3)
 
 

@@ -13,8 +13,8 @@ ONLY_IN = {
     "zmq": {"common/transport.py", "common/keys.py"},
     "tensorboard": {"common/metrics.py"},
     "gymnasium": {"actors/env.py", "actors/game.py"},
-    "ale_py": {"actors/env.py", "actors/game.py"},
-    "cv2": {"actors/env.py", "actors/game.py"},
+    "ale_py": {"actors/env.py", "actors/game.py", "actors/screen.py"},
+    "cv2": {"actors/env.py"},
 }
 LIGHT = {"launch.py", "common/supervisor.py", "common/lifeline.py", "common/config.py"}
 

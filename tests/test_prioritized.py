@@ -8,9 +8,7 @@ from learner.prioritized import PrioritizedSampler, SumTree
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.tuples(st.integers(0, 36), st.floats(0, 10)), min_size=1, max_size=60)
-)
+@given(st.lists(st.tuples(st.integers(0, 36), st.floats(0, 10)), min_size=1, max_size=60))
 def test_the_tree_equals_a_plain_array(writes: list[tuple[int, float]]) -> None:
     tree, plain = SumTree(37), np.zeros(37)
     for leaf, priority in writes:

@@ -272,9 +272,7 @@ def test_keys_admit_who_is_authorized_and_nobody_else(tmp_path: Path) -> None:
     create_keys(tmp_path / "keys")
     create_keys(tmp_path / "strangers")
     small = config()
-    learner = LearnerEndpoint(
-        small, "tcp://127.0.0.1:*", load_learner_keys(tmp_path / "keys")
-    )
+    learner = LearnerEndpoint(small, "tcp://127.0.0.1:*", load_learner_keys(tmp_path / "keys"))
     address = learner._router.getsockopt_string(zmq.LAST_ENDPOINT)
     learner.set_insert_limit(1_000, 0)
     learner.start(0)

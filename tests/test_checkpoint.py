@@ -1,0 +1,229 @@
+"""Checkpoints: exact, verified, and never worse than the one before."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import launch
+from learner.checkpoint import (
+    Checkpointer,
+    Damaged,
+    NoCheckpoint,
+    Snapshot,
+    list_checkpoints,
+    load_newest,
+    verify,
+)
+from learner.replay import Replay, UniformSampler
+from tests.builders import CATCH, chunk_of, config
+
+TIME_COLUMNS = ("wall_seconds", "env_steps_per_second", "updates_per_second")
+
+
+@pytest.fixture
+def signals_restored() -> Iterator[None]:
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+def make_replay(chunks: int = 0) -> Replay:
+    from common.messages import Spec
+
+    small = config(replay_transitions=256, learning_starts_transitions=64)
+    replay = Replay(small, UniformSampler(np.random.default_rng(0)))
+    for i in range(chunks):
+        replay.add(chunk_of(Spec.of(small), 16, 20 * i, terminal=i % 3 == 0))
+    return replay
+
+
+def save(folder: Path, replay: Replay, env_steps: int, keep: int = 2) -> Checkpointer:
+    checkpointer = Checkpointer(folder, replay, keep)
+    tensors = {"online.w": torch.arange(5.0) + env_steps}
+    state: dict[str, Any] = {"env_steps": env_steps, "bytes": b"\0\xff", "array": np.arange(3)}
+    checkpointer.save(Snapshot(env_steps, tensors, state, list(replay.chunks)), background=False)
+    return checkpointer
+
+
+def same_contents(a: Replay, b: Replay) -> bool:
+    return list(a.chunks) == list(b.chunks) and all(
+        (a.read_chunk(c).frames == b.read_chunk(c).frames).all()
+        and (a.read_chunk(c).transitions == b.read_chunk(c).transitions).all()
+        for c in a.chunks
+    )
+
+
+def test_everything_comes_back(tmp_path: Path) -> None:
+    replay, restored = make_replay(chunks=40), make_replay()
+    save(tmp_path, replay, 700)
+    tensors, state = load_newest(tmp_path, restored)
+    assert torch.equal(tensors["online.w"], torch.arange(5.0) + 700)
+    assert state["env_steps"] == 700
+    assert state["bytes"] == b"\0\xff"
+    assert state["array"].tolist() == [0, 1, 2]
+    assert same_contents(replay, restored)
+    assert restored.end_id == replay.end_id
+    assert restored._head == replay._head
+
+
+def test_segments_are_linked_not_rewritten_and_old_checkpoints_go(tmp_path: Path) -> None:
+    replay = make_replay(chunks=10)
+    save(tmp_path, replay, 100)
+    first = list_checkpoints(tmp_path)[0]
+    inode = next(first.glob("replay-*")).stat().st_ino
+    for i in range(3):
+        replay.add(chunk_of_more(i))
+        save(tmp_path, replay, 200 + i)
+    newest = list_checkpoints(tmp_path)
+    assert [c.name for c in newest] == ["step-000000000202", "step-000000000201"]
+    assert inode in {p.stat().st_ino for p in newest[0].glob("replay-*")}
+    restored = make_replay()
+    load_newest(tmp_path, restored)
+    assert same_contents(replay, restored)
+
+
+def chunk_of_more(i: int) -> Any:
+    from common.messages import Spec
+
+    return chunk_of(Spec.of(config()), 16, 1_000 + 20 * i)
+
+
+def test_a_ring_that_has_turned_over_comes_back_without_what_was_evicted(tmp_path: Path) -> None:
+    replay = make_replay(chunks=14)
+    save(tmp_path, replay, 1)
+    for i in range(9):
+        replay.add(chunk_of_more(i))
+        save(tmp_path, replay, 2 + i)
+        restored = make_replay()
+        load_newest(tmp_path, restored)
+        assert same_contents(replay, restored)
+
+
+def damage_flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()  # the file may be linked into the checkpoint before
+    path.write_bytes(content)
+
+
+def damage_truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-1])
+
+
+def damage_remove(path: Path) -> None:
+    path.unlink()
+
+
+def damage_stray(path: Path) -> None:
+    (path.parent / "stray").write_text("")
+
+
+@pytest.mark.parametrize(
+    "damage", [damage_flip, damage_truncate, damage_remove, damage_stray], ids=lambda d: d.__name__
+)
+@pytest.mark.parametrize("file", ["MANIFEST.json", "state.json", "model.safetensors", "replay-*"])
+def test_damage_is_noticed_and_the_checkpoint_before_is_used(
+    tmp_path: Path, file: str, damage: Any
+) -> None:
+    replay = make_replay(chunks=5)
+    save(tmp_path, replay, 100)
+    replay.add(chunk_of_more(0))
+    save(tmp_path, replay, 200)
+    newest, before = list_checkpoints(tmp_path)
+    damage(sorted(newest.glob(file))[-1])
+    with pytest.raises(Damaged):
+        verify(newest)
+    said: list[str] = []
+    _, state = load_newest(tmp_path, make_replay(), log=said.append)
+    assert state["env_steps"] == 100
+    assert "step-000000000200 is not used" in said[0]
+    damage(next(before.glob("state.json")))
+    with pytest.raises(NoCheckpoint, match="verifies"):
+        load_newest(tmp_path, make_replay(), log=said.append)
+
+
+def test_a_disk_that_fails_leaves_the_earlier_checkpoint_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = make_replay(chunks=5)
+    save(tmp_path, replay, 100)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("learner.checkpoint._write_file", full)
+    failed = save(tmp_path, replay, 200)
+    assert failed.error is not None
+    assert [c.name for c in list_checkpoints(tmp_path)] == ["step-000000000100"]
+    assert len(list(tmp_path.iterdir())) == 1
+    verify(list_checkpoints(tmp_path)[0])
+
+
+def lock_step(run_dir: Path, *flags: str) -> int:
+    small = "--network nips --learner-threads 1 --envs-per-actor 3 --chunk-transitions 16"
+    small += " --replay-transitions 900 --learning-starts-transitions 200 --seed 1"
+    small += " --log-period-env-steps 200 --publish-period-updates 3"
+    words = ["--actors", "0", "--env", CATCH, "--run-dir", str(run_dir), *small.split(), *flags]
+    return launch.main(words)
+
+
+def rows(run_dir: Path, kind: str) -> list[dict[str, str]]:
+    import csv
+
+    with (run_dir / "metrics.csv").open() as file:
+        return [
+            {k: v for k, v in row.items() if k not in TIME_COLUMNS}
+            for row in csv.DictReader(file)
+            if row["kind"] == kind
+        ]
+
+
+def final_model(run_dir: Path) -> str:
+    newest = list_checkpoints(run_dir / "checkpoints")[0]
+    manifest = json.loads((newest / "MANIFEST.json").read_text())
+    return str(manifest["files"]["model.safetensors"])
+
+
+@pytest.mark.parametrize("sampling", ["--no-prioritized", "--prioritized"])
+@pytest.mark.usefixtures("signals_restored")
+def test_lock_step_interrupted_and_resumed_is_the_uninterrupted_run(
+    tmp_path: Path, sampling: str
+) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert lock_step(straight, sampling, "--max-env-steps", "1500") == 0
+    assert lock_step(broken, sampling, "--max-env-steps", "700") == 0
+    for stop in ("1100", "1500"):
+        assert launch.main(["--resume", str(broken), "--max-env-steps", stop]) == 0
+    assert final_model(straight) == final_model(broken)
+    assert rows(straight, "game") == rows(broken, "game")
+    assert len(rows(straight, "game")) > 10
+
+
+@pytest.mark.usefixtures("signals_restored")
+def test_the_same_seed_gives_the_same_run_and_another_gives_another(tmp_path: Path) -> None:
+    for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
+        assert lock_step(tmp_path / name, "--max-env-steps", "600", "--seed", seed) == 0
+    for kind in ("game", "period"):
+        assert rows(tmp_path / "a", kind) == rows(tmp_path / "b", kind)
+    assert final_model(tmp_path / "a") == final_model(tmp_path / "b")
+    assert final_model(tmp_path / "a") != final_model(tmp_path / "c")
+
+
+@pytest.mark.usefixtures("signals_restored")
+def test_a_checkpoint_of_another_network_is_refused_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert lock_step(tmp_path, "--max-env-steps", "300") == 0
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"network": "nips"', '"network": "nature"'))
+    assert launch.main(["--resume", str(tmp_path)]) == 2
+    assert "is of another game or network" in capsys.readouterr().err

@@ -1,0 +1,503 @@
+"""The wrappers against the table written out plainly, and the fast game against the wrappers."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import gymnasium
+import numpy as np
+import pytest
+
+from actors.env import (
+    BufferWrapper,
+    ClipRewardEnv,
+    EpisodicLifeEnv,
+    FireResetEnv,
+    MaxAndSkipEnv,
+    NoopResetEnv,
+    ProcessFrame84,
+    ScaledFloatFrame,
+    UnknownGame,
+    make_env,
+)
+from actors.game import GymGame, make_game
+from actors.screen import Screen
+from tests.builders import CATCH
+
+PONG = "PongNoFrameskip-v4"
+BREAKOUT = "BreakoutNoFrameskip-v4"
+
+
+# --- the table, written out: plain functions over a bare environment -------------------------
+
+
+def plain_frame(rgb: np.ndarray) -> np.ndarray:
+    """[rows, 160, 3] u8 -> [84, 84] u8."""
+    red, green, blue = (rgb[:, :, i].astype(np.float32) for i in range(3))
+    img = red * np.float32(0.299) + green * np.float32(0.587) + blue * np.float32(0.114)
+    resized = cv2.resize(img, (84, 110), interpolation=cv2.INTER_AREA)
+    return resized[18:102, :].astype(np.uint8)
+
+
+def plain_step(
+    env: Any, action: int, seen: list[np.ndarray]
+) -> tuple[np.ndarray, float, bool, bool]:
+    """Four emulator frames -> maximum of the last two seen, sum of the rewards, the ends."""
+    total = 0.0
+    for _ in range(4):
+        rgb, reward, terminated, truncated, _ = env.step(action)
+        seen.append(rgb)
+        total += reward
+        if terminated or truncated:
+            break
+    return np.maximum(seen[-2], seen[-1]), total, terminated, truncated
+
+
+def plain_reset(env: Any, seed: int | None, seen: list[np.ndarray]) -> np.ndarray:
+    seen[:] = [env.reset(seed=seed)[0]]
+    for action in (1, 2):
+        screen, _, terminated, truncated = plain_step(env, action, seen)
+        if terminated or truncated:
+            screen, _ = env.reset()
+            seen[:] = [screen]
+    return screen
+
+
+def test_the_wrappers_give_what_the_table_says_bit_for_bit() -> None:
+    plain, wrapped = gymnasium.make(PONG), make_env(PONG)
+    rng = np.random.default_rng(0)
+    seed: int | None = 7
+    stack: list[np.ndarray] = []
+    seen: list[np.ndarray] = []
+    ends = 0
+    for step in range(2_000):
+        if not stack:
+            stack = [np.zeros((84, 84), np.uint8)] * 3 + [
+                plain_frame(plain_reset(plain, seed, seen))
+            ]
+            obs, _ = wrapped.reset(seed=seed)
+            seed = None
+            assert np.array_equal(obs, np.stack(stack))
+        action = int(rng.integers(6))
+        screen, reward, terminated, truncated = plain_step(plain, action, seen)
+        stack = [*stack[1:], plain_frame(screen)]
+        obs, *scalars, _ = wrapped.step(action)
+        assert obs.dtype == np.uint8
+        assert np.array_equal(obs, np.stack(stack)), step
+        assert scalars == [reward, terminated, truncated], step
+        if terminated or truncated or step == 1_500:  # and once amid a game
+            stack = []
+            ends += 1
+    assert ends >= 2
+
+
+# --- the fast game against the wrappers ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options", "steps"),
+    [
+        (PONG, {}, 3_000),
+        (BREAKOUT, {"noop_max": 30, "episodic_life": True}, 3_000),
+        ("AirRaidNoFrameskip-v4", {}, 300),  # 250 rows
+        ("FreewayNoFrameskip-v4", {"noop_max": 5}, 100),  # no FIRE
+        ("ALE/Pong-v5", {}, 400),  # its own skip, sticky actions
+    ],
+)
+def test_the_game_gives_the_newest_frame_rewards_and_ends_of_the_wrappers(
+    env_id: str, options: dict[str, Any], steps: int
+) -> None:
+    game, env = make_game(env_id, **options), make_env(env_id, **options)
+    rng = np.random.default_rng(1)
+    assert game.n_actions == env.action_space.n  # type: ignore[attr-defined]
+    assert np.array_equal(game.reset(seed=3), env.reset(seed=3)[0][-1])
+    for i in range(steps):
+        action = int(rng.integers(game.n_actions))
+        step = game.step(action)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        assert np.array_equal(step.frame, obs[-1]), i
+        assert (step.reward, step.terminated, step.truncated) == (reward, terminated, truncated), i
+        assert step.game_over == env.unwrapped.ale.game_over(), i  # type: ignore[attr-defined]
+        if terminated or truncated:
+            assert np.array_equal(game.reset(), env.reset()[0][-1]), i
+
+
+class Emulator:
+    """Shows what it is given: indices [rows, 160] u8, in colours of its own."""
+
+    def __init__(self, screen: np.ndarray, palette: np.ndarray) -> None:
+        self.screen, self.palette = screen, palette
+
+    def getScreenDims(self) -> tuple[int, ...]:
+        return self.screen.shape
+
+    def getScreen(self, out: np.ndarray | None = None) -> np.ndarray:
+        if out is None:
+            return self.screen.copy()
+        out[:] = self.screen
+        return out
+
+    def getScreenRGB(self) -> np.ndarray:
+        return self.palette[self.screen]
+
+
+@pytest.mark.parametrize("rows", [210, 250])
+def test_the_frame_is_exact_whatever_changes_on_the_screen(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    palette = rng.integers(0, 256, (256, 3)).astype(np.uint8)
+    emulator = Emulator(np.zeros((rows, 160), np.uint8), palette)
+    screen = Screen(emulator)  # type: ignore[arg-type]
+    frames = []
+    for size in np.geomspace(1, 160, 250).astype(int):  # from single pixels to all of it
+        pair = []
+        for slot in (0, 1):
+            top, left = rng.integers(rows), rng.integers(160)
+            area = emulator.screen[top : top + size, left : left + size]
+            area[:] = rng.integers(0, 256, area.shape) if size % 2 else rng.integers(256)
+            screen.look(slot)
+            pair.append(emulator.getScreenRGB())
+        frames.append((screen.frame(), ProcessFrame84.process(np.maximum(*pair))[:, :, 0]))
+    for made, meant in frames:  # only now: a frame given away must not change any more
+        assert np.array_equal(made, meant)
+
+
+@pytest.mark.parametrize("rows", [21, 25])
+def test_tiles_resized_together_equal_the_whole_picture_for_every_single_pixel(rows: int) -> None:
+    """A lone pixel reads out its weights: they depend on its place in its tile alone."""
+    for spot in range(rows * 40):
+        tiles = np.zeros((36, rows, 40), np.float32)
+        for number, tile in enumerate(tiles):  # another place in each: every place in its turn
+            tile.reshape(-1)[(spot + 23 * number) % tile.size] = 250.7
+        whole = tiles.reshape(9, 4, rows, 40).transpose(0, 2, 1, 3).reshape(9 * rows, 160)
+        whole = np.concatenate([np.zeros((rows, 160), np.float32), whole])
+        resized = cv2.resize(whole, (84, 110), interpolation=cv2.INTER_AREA)[11:]
+        together = cv2.resize(tiles.reshape(-1, 40), (21, 396), interpolation=cv2.INTER_AREA)
+        assembled = together.reshape(9, 4, 11, 21).transpose(0, 2, 1, 3).reshape(99, 84)
+        assert np.array_equal(assembled, resized)
+
+
+def record(game: Any, steps: int, seed: int) -> list[Any]:
+    """What `steps` random steps give, with resets where they are due."""
+    rng = np.random.default_rng(seed)
+    seen: list[Any] = []
+    for _ in range(steps):
+        step = game.step(int(rng.integers(game.n_actions)))
+        seen.append((step.frame.tobytes(), step.reward, step.terminated, step.game_over))
+        if step.terminated or step.truncated:
+            seen.append(game.reset().tobytes())
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options"),
+    [
+        (PONG, {}),
+        (BREAKOUT, {"noop_max": 30, "episodic_life": True}),
+        ("ALE/Breakout-v5", {}),
+        (CATCH, {}),
+    ],
+)
+def test_a_saved_game_goes_on_bit_for_bit_in_another(env_id: str, options: dict[str, Any]) -> None:
+    game, other = make_game(env_id, **options), make_game(env_id, **options)
+    game.reset(seed=11)
+    record(game, 500, seed=1)
+    state = game.state_dict()
+    expected = record(game, 300, seed=2)
+    other.load_state_dict(state)
+    assert record(other, 300, seed=2) == expected
+    game.load_state_dict(state)  # and back in the game itself
+    assert record(game, 300, seed=2) == expected
+
+
+# --- wrapper by wrapper, on an environment that counts ---------------------------------------
+
+
+class Lives:
+    """Stands for the emulator where only its lives are asked for."""
+
+    def __init__(self, lives: int) -> None:
+        self.left = lives
+
+    def lives(self) -> int:
+        return self.left
+
+
+class Counting(gymnasium.Env[np.ndarray, int]):
+    """The observation is the number of the step, in each of its values; records its actions."""
+
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def __init__(
+        self,
+        shape: tuple[int, ...] = (84, 84),
+        length: int = 1_000,
+        reward: float = 1.0,
+        lose_at: tuple[int, ...] = (),
+    ) -> None:
+        self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+        self.length, self.gain, self.lose_at = length, reward, lose_at
+        self.actions: list[int] = []
+        self.resets: list[int | None] = []
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, Any]:
+        super().reset(seed=seed)
+        self.count = 0
+        self.ale = Lives(3)
+        self.resets.append(seed)
+        return self._obs(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.count += 1
+        self.actions.append(action)
+        self.ale.left -= self.count in self.lose_at
+        return self._obs(), self.gain, self.count == self.length, False, {}
+
+    def _obs(self) -> np.ndarray:
+        return np.full(self.observation_space.shape, self.count, np.uint8)
+
+
+def test_a_stack_begins_with_zeros_and_is_the_callers_own() -> None:
+    env = BufferWrapper(Counting(), 4)
+    kept, _ = env.reset()
+    assert kept.shape == (4, 84, 84)
+    kept += 9
+    seen = [env.step(0)[0][:, 0, 0].tolist() for _ in range(5)]
+    assert seen[:2] == [[0, 0, 0, 1], [0, 0, 1, 2]]
+    assert seen[-1] == [2, 3, 4, 5]
+    assert env.reset()[0].max() == 0
+
+
+def test_a_skip_stops_where_the_episode_ends() -> None:
+    env = MaxAndSkipEnv(Counting((210, 160, 3), length=5), 4)
+    assert env.reset()[0].max() == 0
+    obs, reward, terminated, truncated, _ = env.step(0)
+    assert (obs.max(), reward, terminated, truncated) == (4, 4.0, False, False)
+    obs, reward, terminated, truncated, _ = env.step(0)
+    assert (obs.max(), reward, terminated, truncated) == (5, 1.0, True, False)
+    assert env.reset()[0].max() == 0
+
+
+class Fading(Counting):
+    """Darker from frame to frame: the older of two frames is their maximum."""
+
+    def step(self, action: Any) -> Any:
+        obs, *rest = super().step(action)
+        return (100 - obs).astype(np.uint8), *rest
+
+
+def test_a_step_that_ends_on_its_first_frame_still_sees_the_one_before() -> None:
+    env = MaxAndSkipEnv(Fading((210, 160, 3), length=5), 4)
+    env.reset()
+    assert env.step(0)[0].max() == 97  # frames 3 and 4
+    assert env.step(0)[0].max() == 96  # frames 4 and 5, the last
+    env.reset()
+    assert env.step(0)[0].max() == 97
+
+
+def test_noops_are_between_one_and_the_limit_and_follow_the_seed() -> None:
+    drawn = []
+    for seed in [*range(200), 5]:
+        bare = Counting()
+        NoopResetEnv(bare, 30).reset(seed=seed)
+        drawn.append(len(bare.actions))
+        assert set(bare.actions) == {0}
+    assert (min(drawn), max(drawn)) == (1, 30)
+    assert drawn[-1] == drawn[5]
+
+
+def test_noops_that_end_the_game_start_another() -> None:
+    bare = Counting(length=1)
+    obs, _ = NoopResetEnv(bare, 30).reset(seed=0)
+    assert obs.max() == 0
+    assert bare.resets == [0] + [None] * len(bare.actions)
+
+
+@pytest.mark.parametrize(
+    ("length", "resets", "count"), [(1_000, [4], 2), (2, [4, None], 0), (1, [4, None, None], 0)]
+)
+def test_fire_and_action_two_are_pressed_and_an_ended_game_is_reset(
+    length: int, resets: list[int | None], count: int
+) -> None:
+    bare = Counting(length=length)
+    obs, _ = FireResetEnv(bare).reset(seed=4)
+    assert bare.actions == [1, 2]
+    assert bare.resets == resets
+    assert obs.max() == count
+
+
+def test_fire_is_repeated_like_any_action() -> None:
+    env = make_env(PONG)
+    env.reset(seed=0)
+    assert env.unwrapped.ale.getEpisodeFrameNumber() == 8  # type: ignore[attr-defined]
+
+
+def test_a_lost_life_ends_the_episode_and_not_the_game() -> None:
+    bare = Counting(length=6, lose_at=(2, 4, 6))
+    env = EpisodicLifeEnv(bare)
+    env.reset()
+    assert [env.step(1)[2] for _ in range(2)] == [False, True]
+    assert env.reset()[0].max() == 3  # one no-op on
+    assert bare.actions == [1, 1, 0]
+    assert env.step(1)[2]
+    env.reset()
+    assert env.step(1)[2]  # the last life: the game is over
+    assert env.reset()[0].max() == 0
+    assert len(bare.resets) == 2
+
+
+@pytest.mark.parametrize(("raw", "clipped"), [(40.0, 1.0), (0.0, 0.0), (-0.5, -1.0)])
+def test_clipped_rewards_are_signs(raw: float, clipped: float) -> None:
+    env = ClipRewardEnv(Counting(reward=raw))
+    env.reset()
+    assert env.step(0)[1] == clipped
+
+
+def test_scaled_frames_are_float32_from_zero_to_one() -> None:
+    env = ScaledFloatFrame(Counting())
+    env.reset()
+    obs = env.step(0)[0]
+    assert obs.dtype == np.float32
+    assert obs.max() == np.float32(1 / 255)
+    assert make_env(PONG, scale=True).observation_space.dtype == np.float32
+    scaled, _ = make_env(PONG, scale=True).reset(seed=1)
+    plain, _ = make_env(PONG).reset(seed=1)
+    assert np.array_equal(scaled, plain.astype(np.float32) / 255)
+
+
+def test_make_env_clips_the_rewards_it_is_asked_to() -> None:
+    env = make_env("SpaceInvadersNoFrameskip-v4", clip_rewards=True)
+    raw = make_game("SpaceInvadersNoFrameskip-v4")
+    env.reset(seed=0)
+    raw.reset(seed=0)
+    rewards = [(env.step(1)[1], raw.step(1).reward) for _ in range(150)]
+    assert max(reward for _, reward in rewards) > 1
+    assert all(clipped == np.sign(reward) for clipped, reward in rewards)
+
+
+# --- which environments there are ------------------------------------------------------------
+
+
+def test_a_cut_off_game_is_truncated_and_not_terminated(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = gymnasium.spec(PONG)
+    kwargs = spec.kwargs | {"max_num_frames_per_episode": 50}
+    name = "ShortPongNoFrameskip-v4"
+    short = gymnasium.envs.registration.EnvSpec(name, spec.entry_point, kwargs=kwargs)
+    monkeypatch.setitem(gymnasium.registry, name, short)
+    game, env = make_game(name, episodic_life=True), make_env(name)
+    assert np.array_equal(game.reset(seed=0), env.reset(seed=0)[0][-1])
+    for _ in range(40):
+        step = game.step(0)
+        obs, _, terminated, truncated, _ = env.step(0)
+        assert np.array_equal(step.frame, obs[-1])
+        if step.game_over:
+            break
+    assert (step.terminated, step.truncated) == (terminated, truncated) == (False, True)
+    assert env.unwrapped.ale.getEpisodeFrameNumber() == 50  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("shape", [(214, 160, 3), (210, 144, 3), (84, 84)])
+def test_a_screen_of_another_size_is_refused_by_its_size(shape: tuple[int, ...]) -> None:
+    size = "x".join(map(str, shape))
+    with pytest.raises(ValueError, match=size):
+        ProcessFrame84.process(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=size):
+        ProcessFrame84(Counting(shape))
+
+
+@pytest.mark.parametrize("make", [make_env, make_game])
+class TestBothDoors:
+    def test_an_unknown_name_is_answered_with_the_closest(self, make: Callable[..., Any]) -> None:
+        with pytest.raises(UnknownGame, match=r"^no game is called 'PongNoFramskip-v4'; .*") as got:
+            make("PongNoFramskip-v4")
+        assert PONG in str(got.value)
+        with pytest.raises(UnknownGame, match="ALE/Pong-v5"):
+            make("pong")
+        with pytest.raises(UnknownGame, match=r"tests\.nowhere"):
+            make("tests.nowhere:Catch-v0")
+
+    def test_a_random_skip_is_refused(self, make: Callable[..., Any]) -> None:
+        with pytest.raises(ValueError, match="Pong-v4 repeats actions a random number"):
+            make("Pong-v4")
+
+    def test_an_atari_game_of_another_size_is_refused(self, make: Callable[..., Any]) -> None:
+        with pytest.raises(ValueError, match="214x160x3"):
+            make("CarnivalNoFrameskip-v4")
+
+    def test_other_observations_are_refused_by_shape_and_type(
+        self, make: Callable[..., Any]
+    ) -> None:
+        with pytest.raises(ValueError, match=r"\(4,\) and type float32.*uint8 of shape \(84, 84\)"):
+            make("CartPole-v1")
+
+    def test_nothing_is_said_by_the_way(
+        self, make: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        for env_id in ("PongNoFrameskip-v0", "ALE/Pong-v5", CATCH):
+            make(env_id).reset()
+        assert capfd.readouterr() == ("", "")
+
+
+def test_the_emulators_own_skip_is_not_applied_twice() -> None:
+    env = make_env("ALE/Pong-v5")
+    env.reset(seed=0)
+    before = env.unwrapped.ale.getFrameNumber()  # type: ignore[attr-defined]
+    env.step(0)
+    assert env.unwrapped.ale.getFrameNumber() - before == 4  # type: ignore[attr-defined]
+
+
+def test_ready_made_frames_are_only_stacked() -> None:
+    env, game = make_env(CATCH), make_game(CATCH)
+    obs, _ = env.reset(seed=2)
+    assert (obs.shape, obs.dtype, obs[:3].max()) == ((4, 84, 84), np.uint8, 0)
+    assert isinstance(game, GymGame)
+    assert np.array_equal(game.reset(seed=2), obs[-1])
+    for _ in range(60):
+        obs, reward, terminated, _, _ = env.step(1)
+        step = game.step(1)
+        assert np.array_equal(step.frame, obs[-1])
+        assert (step.reward, step.game_over) == (reward, terminated)
+
+
+def test_a_time_limit_is_saved_with_a_game_and_no_state_is_said_plainly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_game(CATCH)
+    catch = gymnasium.spec("Catch-v0")
+    for name, entry in (("CutCatch-v0", catch.entry_point), ("Counting-v0", Counting)):
+        spec = gymnasium.envs.registration.EnvSpec(name, entry, max_episode_steps=10)
+        monkeypatch.setitem(gymnasium.registry, name, spec)
+    game, other = make_game("CutCatch-v0"), make_game("CutCatch-v0")
+    game.reset(seed=0)
+    record(game, 7, seed=0)
+    other.load_state_dict(game.state_dict())
+    ends = [other.step(1) for _ in range(3)]
+    assert [step.truncated for step in ends] == [False, False, True]
+    assert not ends[-1].terminated
+    with pytest.raises(NotImplementedError, match="Counting cannot be saved"):
+        make_game("Counting-v0").state_dict()
+
+
+def test_a_missing_libgl_is_named_with_its_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        @staticmethod
+        def find_spec(name: str, *_: Any) -> None:
+            if name == "cv2":
+                raise ImportError("libGL.so.1: cannot open shared object file")
+
+    monkeypatch.delitem(sys.modules, "cv2")
+    monkeypatch.delitem(sys.modules, "actors.env")
+    monkeypatch.setattr(sys, "meta_path", [Broken, *sys.meta_path])
+    with pytest.raises(ImportError, match=r"install the system package libgl1.*-headless"):
+        __import__("actors.env")
+
+
+def test_an_atari_game_limited_in_steps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pong = gymnasium.spec(PONG)
+    name = "LimitedPong-v4"
+    spec = gymnasium.envs.registration.EnvSpec(
+        name, pong.entry_point, max_episode_steps=9, kwargs=pong.kwargs
+    )
+    monkeypatch.setitem(gymnasium.registry, name, spec)
+    with pytest.raises(ValueError, match="max_num_frames_per_episode"):
+        make_game(name)

@@ -1,0 +1,233 @@
+"""The whole program as a user runs it: real processes, real Pong, bad input, kills, resume."""
+
+import csv
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parent.parent
+QUICK = [
+    *("--actors", "2", "--envs-per-actor", "2", "--network", "nips", "--learner-threads", "1"),
+    *("--learning-starts-transitions", "400", "--replay-transitions", "20000"),
+    *("--log-period-seconds", "1", "--samples-per-insert", "4"),
+]
+TAGS = {
+    *("reward", "reward_100", "epsilon", "speed", "rollout/ep_rew_mean", "rollout/ep_len_mean"),
+    *("train/loss", "train/q_mean", "train/grad_norm"),
+    *("time/env_steps_per_s", "time/env_frames_per_s", "time/updates_per_s"),
+    *("time/samples_per_insert", "replay/size", "replay/bytes", "actors/alive"),
+    *("actors/restarts", "actors/policy_lag_updates", "actors/0/steps_per_s"),
+    *("actors/1/steps_per_s", "transport/mb_per_s", "transport/refused"),
+    *("timings/learner/train", "timings/learner/sample", "timings/actors/play"),
+}
+
+
+def launch(*words: str, cwd: Path | None = None, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "launch.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd,
+        **options,
+    )
+
+
+def run(*words: str, cwd: Path | None = None, timeout: float = 120) -> tuple[int, str]:
+    with launch(*words, cwd=cwd) as process:
+        output, _ = process.communicate(timeout=timeout)
+        return process.returncode, output
+
+
+def processes_of(run_dir: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if str(run_dir) in (process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def until(what: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (answer := what()):
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.05)
+    return answer
+
+
+def all_rows(run_dir: Path) -> list[dict[str, str]]:
+    """Complete rows only: the file may be in the middle of being written."""
+    text = (run_dir / "metrics.csv").read_text()
+    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+
+
+def last_row(run_dir: Path) -> dict[str, str]:
+    rows = all_rows(run_dir) if (run_dir / "metrics.csv").exists() else []
+    return rows[-1] if rows else {"env_steps": "0", "updates": "0"}
+
+
+def updates(run_dir: Path) -> int:
+    return int(last_row(run_dir)["updates"])
+
+
+def tags(run_dir: Path) -> set[str]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir), size_guidance={"tensors": 0, "scalars": 0})
+    events.Reload()
+    return set(events.Tags()["scalars"]) | set(events.Tags()["tensors"])
+
+
+def test_pong_with_two_actors_ends_by_itself_with_complete_records(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    code, output = run(
+        *("--max-env-steps", "2600", "--run-dir", str(run_dir), *QUICK), cwd=tmp_path
+    )
+    assert code == 0, output
+    result = json.loads((run_dir / "result.json").read_text())
+    assert result["env_steps"] >= 2_600
+    assert result["updates"] >= 150
+    assert {"solved", "wall_seconds", "mean_score_100", "games", "device", "version"} <= set(result)
+    assert result["preset"] == "pong"
+    assert tags(run_dir) >= {*TAGS, "config/text_summary"} - {"rollout/ep_len_mean"} or (
+        result["games"] == 0
+    )
+    assert processes_of(run_dir) == []
+    assert list((run_dir / "ipc").iterdir()) == []
+    assert list(tmp_path.iterdir()) == [run_dir]  # nothing is written outside it
+    assert not list(run_dir.glob("heartbeats"))
+
+
+def test_a_killed_actor_is_replaced_and_learning_goes_on(tmp_path: Path) -> None:
+    with launch("--max-minutes", "2", "--run-dir", str(tmp_path), *QUICK) as process:
+        until(lambda: updates(tmp_path) > 20, 60)
+        victim = next(p for p in processes_of(tmp_path) if "actor" in p.cmdline())
+        before = updates(tmp_path)
+        victim.kill()
+        until(
+            lambda: (
+                (tmp_path / "logs" / "actor-0.1.log").exists()
+                or (tmp_path / "logs" / "actor-1.1.log").exists()
+            ),
+            10,
+        )
+        until(lambda: updates(tmp_path) > before + 40, 60)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert "killed by SIGKILL; restarted" in output
+
+
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with launch("--run-dir", str(run_dir), *QUICK) as process:
+        until(lambda: updates(run_dir) > 50, 60)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert processes_of(run_dir) == []
+    assert re.search(r"Go on with: python .*launch\.py --resume .*run", output)
+    before = last_row(run_dir)
+    code, output = run("--resume", str(run_dir), "--max-env-steps", "6000")
+    assert code == 0, output
+    resumed_at = int(re.search(r"Resumed at ([\d,]+) env steps", output)[1].replace(",", ""))  # type: ignore[index]
+    assert resumed_at == int(before["env_steps"])
+    assert int(last_row(run_dir)["env_steps"]) >= 6_000
+    rows = all_rows(run_dir)
+    for column in ("env_steps", "updates", "games", "wall_seconds"):
+        values = [float(row[column]) for row in rows]
+        assert values == sorted(values), column
+    epsilons = [float(row["epsilon"]) for row in rows]
+    assert epsilons == sorted(epsilons, reverse=True)
+
+
+def test_killing_the_launcher_leaves_no_child(tmp_path: Path) -> None:
+    with launch("--run-dir", str(tmp_path), *QUICK) as process:
+        until(lambda: len(processes_of(tmp_path)) == 4, 30)  # itself, learner, two actors
+        until(lambda: updates(tmp_path) > 0, 60)
+        process.send_signal(signal.SIGKILL)
+        until(lambda: not processes_of(tmp_path), 2)
+
+
+BAD_INPUT = [
+    (["--actors", "-2"], 2, "--actors is -2, expected -1 to 4096."),
+    (["--actors", "two"], 2, "invalid int value: 'two'"),
+    (["--preset", "pnog"], 2, "did you mean pong"),
+    (["--env", "PnogNoFrameskip-v4"], 2, "PongNoFrameskip-v4"),
+    (["trian"], 2, "did you mean train"),
+    (["--cuda"], 2, "--cuda needs an NVIDIA GPU"),
+    (["--samples-per-insert-tolerance", "1"], 2, "would deadlock"),
+    (["--replay-transitions", "900000000"], 2, "or fewer."),
+    (["--bind", "tcp://*:5555"], 2, "launch.py keys"),
+    (["--run-dir", "/proc/no/such"], 2, "Cannot make the run folder"),
+    (["--resume", "/no/such/run"], 2, "/no/such/run"),
+    (["eval", "/no/such/run"], 2, "/no/such/run"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "sentence"), BAD_INPUT, ids=lambda v: str(v)[:30])
+def test_bad_input_is_one_sentence_and_the_right_code(
+    tmp_path: Path, words: list[str], code: int, sentence: str
+) -> None:
+    if words[0] == "--cuda":
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+    got, output = run(*words, cwd=tmp_path, timeout=60)
+    assert got == code, output
+    assert sentence in output
+    assert "Traceback" not in output
+
+
+def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        code, output = run("--bind", address, cwd=tmp_path)
+    assert code == 2, output
+    assert f"Cannot listen on {address}: Address already in use" in output
+    assert "Traceback" not in output
+
+
+def test_a_run_folder_is_used_by_one_run_at_a_time_and_never_overwritten(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    with launch("--run-dir", str(run_dir), *QUICK) as process:
+        until(lambda: (run_dir / "metrics.csv").exists(), 60)
+        code, output = run("--run-dir", str(run_dir))
+        assert code == 2
+        assert "is in use by another run" in output
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    code, output = run("--run-dir", str(run_dir))
+    assert code == 2
+    assert "holds a run already: continue it with --resume" in output
+    code, output = run("--resume", str(run_dir), "--gamma", "0.5")
+    assert code == 2
+    assert "--gamma cannot change on --resume" in output
+    for manifest in run_dir.glob("checkpoints/*/MANIFEST.json"):
+        manifest.write_text("{}")
+    code, output = run("--resume", str(run_dir))
+    assert code == 5, output
+    assert "No checkpoint" in output
+    assert "Traceback" not in output
+
+
+def test_eval_plays_the_policy_of_a_run(tmp_path: Path) -> None:
+    words = ("--actors", "0", "--env", "tests.catch:Catch-v0", "--network", "nips")
+    code, output = run(
+        *(*words, "--run-dir", str(tmp_path), "--max-env-steps", "300"),
+        *("--learning-starts-transitions", "200", "--envs-per-actor", "2"),
+    )
+    assert code == 0, output
+    code, output = run("eval", str(tmp_path), "--games", "4")
+    assert code == 0, output
+    assert re.search(r"mean [+-]\d+\.\d\d over 4 greedy games", output)

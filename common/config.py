@@ -315,7 +315,7 @@ def field_docs() -> list[FieldDoc]:
     for here, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name):
             name = here.target.id
-            text = " ".join(ast.literal_eval(after.value).split())  # type: ignore
+            text = " ".join(ast.literal_eval(after.value).split())
             docs.append(FieldDoc(name, group, text, hints[name], defaults[name]))
         elif isinstance(here, ast.Expr) and ast.literal_eval(here.value).startswith("## "):
             group = ast.literal_eval(here.value)[3:]

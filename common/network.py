@@ -7,6 +7,7 @@ scale are buffers of the network, so they travel with its weights, checkpoints a
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import FRAME_SHAPE, STACK, Config
@@ -37,29 +38,41 @@ class DQN(nn.Module):
     ) -> None:
         super().__init__()
         self.input_shape, self.n_actions, self.dueling = input_shape, n_actions, dueling
-        channels, layers = input_shape[0], []
-        for filters, kernel, stride in _CONVOLUTIONS[network]:
+        (channels, kernel, stride), *others = _CONVOLUTIONS[network]
+        self.first = nn.Conv2d(input_shape[0], channels, kernel, stride, bias=False)
+        self.first_bias = nn.Parameter(torch.zeros(channels, 1, 1))
+        layers: list[nn.Module] = [nn.ReLU()]
+        for filters, kernel, stride in others:
             layers += [nn.Conv2d(channels, filters, kernel, stride), nn.ReLU()]
             channels = filters
-        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.rest = nn.Sequential(*layers, nn.Flatten())
+        # x / 255 until `standardize` measures better; see docs/learning.md.
+        self.register_buffer("pixel_mean", torch.zeros(input_shape[1:]))
+        self.register_buffer("pixel_scale", torch.tensor(255.0))
         with torch.no_grad():
-            width = self.features(torch.zeros(1, *input_shape)).shape[1]
+            width = self.convolve(torch.zeros(1, *input_shape, dtype=torch.uint8)).shape[1]
         hidden = _HIDDEN_UNITS[network]
         self.advantage = nn.Sequential(
             nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, n_actions)
         )
         if dueling:
             self.value = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-        # x / 255 until `standardize` measures better; see docs/learning.md.
-        self.register_buffer("pixel_mean", torch.zeros(input_shape[1:]))
-        self.register_buffer("pixel_scale", torch.tensor(255.0))
 
     def forward(self, obs: Tensor) -> Tensor:
-        return self.head(self.features(self.scale(obs)))
+        return self.head(self.convolve(obs))
 
-    def scale(self, obs: Tensor) -> Tensor:
-        """[B, STACK, H, W] u8 -> [B, STACK, H, W] f32."""
-        return (obs.float() - self.pixel_mean) / self.pixel_scale
+    def convolve(self, obs: Tensor) -> Tensor:
+        """[B, STACK, H, W] u8 -> features [B, width] f32.
+
+        The input scaling is folded into the first convolution, W * (x - mean) / scale + b
+        = (W / scale) * x + (b - (W / scale) * mean): two passes over the pixels less, which were
+        a fifth of an update on a CPU.
+        """
+        weight, stride = self.first.weight / self.pixel_scale, self.first.stride
+        mean = self.pixel_mean.expand(1, *self.input_shape)
+        offset = self.first_bias - F.conv2d(mean, weight, stride=stride)
+        features: Tensor = self.rest(F.conv2d(obs.float(), weight, stride=stride) + offset)
+        return features
 
     def head(self, features: Tensor) -> Tensor:  # [B, width] -> [B, n_actions]
         advantage: Tensor = self.advantage(features)

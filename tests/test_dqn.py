@@ -83,11 +83,11 @@ def random_batch(size: int = 8) -> TransitionBatch:
 
 def test_the_target_moves_only_at_a_sync() -> None:
     trainer = Trainer(config(target_sync_period_updates=3), torch.device("cpu"))
-    before = trainer.target.state_dict()["features.0.weight"].clone()
+    before = trainer.target.state_dict()["first.weight"].clone()
     for update in range(1, 7):
         trainer.update(random_batch())
-        now = trainer.target.state_dict()["features.0.weight"]
-        same_as_online = torch.equal(now, trainer.online.state_dict()["features.0.weight"])
+        now = trainer.target.state_dict()["first.weight"]
+        same_as_online = torch.equal(now, trainer.online.state_dict()["first.weight"])
         assert same_as_online == (update % 3 == 0)
         if update < 3:
             assert torch.equal(now, before)
@@ -122,7 +122,7 @@ def test_weights_that_are_not_finite_are_named_before_they_go_anywhere() -> None
     trainer = Trainer(config(), torch.device("cpu"))
     with torch.no_grad():
         next(trainer.online.parameters())[0, 0, 0, 0] = float("inf")
-    with pytest.raises(NotFinite, match=r"features\.0\.weight"):
+    with pytest.raises(NotFinite, match=r"first\.weight"):
         trainer.check_weights()
 
 

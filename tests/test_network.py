@@ -30,21 +30,42 @@ def test_uint8_observations_become_action_values(network: str, dueling: bool) ->
 def test_the_dueling_head_is_value_plus_centred_advantage() -> None:
     network = DQN((4, 84, 84), 5, "nips", dueling=True)
     obs = torch.randint(0, 256, (7, 4, 84, 84), dtype=torch.uint8)
-    value = network.value(network.features(network.scale(obs)))
+    value = network.value(network.convolve(obs))
     assert torch.allclose(network(obs).mean(dim=1, keepdim=True), value, atol=1e-5)
+
+
+def plainly(network: DQN, obs: torch.Tensor) -> torch.Tensor:
+    """Scale first, then convolve: what folding must equal."""
+    x = (obs.float() - network.pixel_mean) / network.pixel_scale
+    return network.head(network.rest(network.first(x) + network.first_bias))
 
 
 def test_pixels_are_divided_by_255_until_standardized() -> None:
     network = DQN((4, 84, 84), 6)
-    x = network.scale(torch.full((1, 4, 84, 84), 255, dtype=torch.uint8))
-    assert torch.equal(x, torch.ones_like(x))
+    assert (network.pixel_mean == 0).all()
+    assert network.pixel_scale == 255
+
+
+def test_scaling_folded_into_the_first_convolution_changes_neither_values_nor_gradients() -> None:
+    network = DQN((4, 84, 84), 6)
+    obs = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8)
+    for _ in range(2):
+        gradients = []
+        for q in (network(obs), plainly(network, obs)):
+            network.zero_grad()
+            q.pow(2).sum().backward()  # type: ignore[no-untyped-call]
+            gradients.append([p.grad.clone() for p in network.parameters() if p.grad is not None])
+        assert torch.allclose(network(obs), plainly(network, obs), rtol=1e-4, atol=1e-4)
+        for folded, plain in zip(*gradients, strict=True):
+            assert torch.allclose(folded, plain, rtol=1e-3, atol=1e-3 * plain.abs().max())
+        network.standardize(torch.randint(80, 95, (100, 84, 84), dtype=torch.uint8))
 
 
 def test_standardizing_gives_the_measured_frames_mean_0_and_deviation_1() -> None:
     network = DQN((4, 84, 84), 6)
     frames = torch.randint(0, 256, (400, 84, 84), dtype=torch.uint8)
     network.standardize(frames)
-    x = network.scale(frames[:, None].expand(-1, 4, -1, -1))
+    x = (frames.float() - network.pixel_mean) / network.pixel_scale
     assert x.mean().item() == pytest.approx(0, abs=1e-4)
     assert x.std().item() == pytest.approx(1, abs=1e-3)
 

@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
 def test_weights_that_are_not_finite_are_named_before_they_go_anywhere() -> None:
     trainer = Trainer(config(), torch.device("cpu"))
     with torch.no_grad():
-        next(trainer.online.parameters())[0, 0, 0, 0] = float("inf")
+        trainer.online.first.weight[0, 0, 0, 0] = float("inf")
     with pytest.raises(NotFinite, match=r"first\.weight"):
         trainer.check_weights()
 

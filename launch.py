@@ -185,7 +185,7 @@ def actor(words: list[str]) -> int:
     run_dir = Path(folder)
     config = Config.from_json(run_dir / "config.json")
     from actors.actor import run_actor
-    from common.transport import Refused
+    from common.dealer import Refused
 
     beats = Heartbeats.open(run_dir / "heartbeats")
     slot = int(actor_id)

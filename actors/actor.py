@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 
 from actors.player import Player
+from common.address import endpoint
 from common.config import Config
+from common.dealer import ActorEndpoint, LearnerGone
 from common.keys import load_actor_keys
 from common.network import state_size
 from common.schedules import ladder_epsilon, linear_epsilon
-from common.transport import ActorEndpoint, LearnerGone, endpoint
 
 
 def run_actor(

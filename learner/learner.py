@@ -10,19 +10,20 @@ import psutil
 import torch
 from torch import Tensor
 
+from common.address import endpoint
 from common.config import Config, ConfigError
 from common.keys import load_learner_keys, require_keys_beyond_loopback
 from common.lifeline import StopSignal
 from common.messages import Chunk, Weights
 from common.network import state_vector
+from common.router import LearnerEndpoint
 from common.timings import Timings
-from common.transport import LearnerEndpoint, endpoint
 from learner.checkpoint import Checkpointer, Snapshot, load_newest
 from learner.dqn import Trainer, with_prefix
 from learner.limiter import Limiter
 from learner.prioritized import PrioritizedSampler
 from learner.records import Records
-from learner.replay import Replay, Sampler, UniformSampler, check_fits
+from learner.replay import Replay, Sampler, UniformSampler, check_fits, planned_bytes
 
 STANDARDIZE_FRAMES = 4096
 
@@ -53,6 +54,12 @@ class Learner:
         torch.manual_seed(config.seed)
         replay_device = device if config.replay_device == "cuda" else torch.device("cpu")
         check_fits(config, *available_memory(replay_device))
+        gib = planned_bytes(config) / 2**30
+        print(
+            f"Learner on {device} with {config.learner_threads} CPU thread(s); replay of "
+            f"{config.replay_transitions:,} transitions, {gib:.2f} GiB on {replay_device}.",
+            flush=True,
+        )
         self.trainer = Trainer(config, device)
         self.replay = Replay(config, make_sampler(config), replay_device)
         self.limiter = Limiter(

@@ -12,8 +12,8 @@ from torch import nn
 from common.config import VERSION, Config
 from common.messages import EpisodeStats
 from common.metrics import Metrics, Scores
-from common.schedules import linear_epsilon
-from common.transport import LearnerEndpoint
+from common.router import LearnerEndpoint
+from common.schedules import ladder_epsilon, linear_epsilon
 from learner.checkpoint import write_policy
 from learner.dqn import UpdateStats
 
@@ -196,7 +196,7 @@ class Records:
             f"{self.wall_seconds:7.0f} s  {learner.inserted:>9,} env steps  "
             f"{learner.updates:>7,} updates  {self._speed:6.0f} env steps/s  "
             f"{self._update_speed:5.1f} updates/s  epsilon {values['epsilon']:.2f}  "
-            f"loss {loss:.4f}  mean score {self.scores.mean_100:+.2f}"
+            f"loss {_shown(loss, '.4f')}  mean score {_shown(self.scores.mean_100, '+.2f')}"
         )
 
     def _row(self, kind: str, env_steps: int, updates: int, score: float | None = None) -> None:
@@ -274,7 +274,10 @@ class Records:
     # -- small sums -----------------------------------------------------------------------------
 
     def epsilon(self, env_steps: int) -> float:
+        """Exploration now; with a ladder, the actors' mean."""
         c = self.config
+        if c.epsilon_ladder:
+            return sum(ladder_epsilon(i, c.actors) for i in range(c.actors)) / max(c.actors, 1)
         return linear_epsilon(
             env_steps, c.epsilon_start, c.epsilon_final, c.epsilon_decay_env_steps
         )
@@ -303,6 +306,11 @@ def _mean_shares(reports: dict[int, dict[str, float]]) -> dict[str, float]:
         for name, share in shares.items():
             sums[f"timings/actors/{name}"] += share / len(reports)
     return sums
+
+
+def _shown(value: float, form: str) -> str:
+    """A number, or a dash while there is none."""
+    return format(value, form) if math.isfinite(value) else "-"
 
 
 def _null(value: float) -> float | None:

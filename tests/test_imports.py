@@ -10,7 +10,7 @@ FILES = sorted(p for room in ("common", "actors", "learner") for p in (ROOT / ro
 FILES.append(ROOT / "launch.py")
 ONLY_IN = {
     "msgpack": {"common/messages.py"},
-    "zmq": {"common/transport.py", "common/keys.py"},
+    "zmq": {"common/router.py", "common/dealer.py", "common/keys.py"},
     "tensorboard": {"common/metrics.py"},
     "gymnasium": {"actors/env.py", "actors/game.py"},
     "ale_py": {"actors/env.py", "actors/game.py", "actors/screen.py"},

@@ -11,7 +11,9 @@ import pytest
 import zmq
 
 from common import messages
+from common.address import ipc_endpoint
 from common.config import Config, ConfigError
+from common.dealer import ActorEndpoint, LearnerGone, Refused
 from common.keys import (
     create_keys,
     load_actor_keys,
@@ -19,7 +21,7 @@ from common.keys import (
     require_keys_beyond_loopback,
 )
 from common.messages import Chunk, Header, Spec, Type, Weights
-from common.transport import ActorEndpoint, LearnerEndpoint, LearnerGone, Refused, ipc_endpoint
+from common.router import LearnerEndpoint
 from tests.builders import chunk_of, config
 
 SIZE = 10  # floats in the weights of these tests

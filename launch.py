@@ -85,7 +85,7 @@ def train(words: list[str]) -> int:
         config = dataclasses.replace(config, n_actions=make_game(config.env).n_actions)
         (run_dir / "config.json").write_text(config.to_json())
         print(f"Volley {VERSION}: {config.env}, preset {config.preset}, run folder {run_dir}")
-        if config.actors == 0:
+        if config.actor_count == 0:
             code = train_in_lock_step(config, run_dir, resume)
         else:
             code = supervise(config, run_dir, resume)
@@ -101,7 +101,7 @@ def supervise(config: Config, run_dir: Path, resume: bool) -> int:
 
     def learner_spec() -> ChildSpec:
         words = ["learner", folder, parent, str(STARTED), str(int(resume))]
-        return ChildSpec("learner", command(words), config.actors, learner_environment(config))
+        return ChildSpec("learner", command(words), config.actor_count, learner_environment(config))
 
     def actor_spec(actor_id: int, incarnation: int) -> ChildSpec:
         words = ["actor", folder, parent, str(actor_id), str(incarnation)]
@@ -109,11 +109,13 @@ def supervise(config: Config, run_dir: Path, resume: bool) -> int:
 
     logs = run_dir / "logs"
     logs.mkdir(exist_ok=True)
-    with contextlib.closing(Heartbeats.create(run_dir / "heartbeats", config.actors + 1)) as beats:
+    with contextlib.closing(
+        Heartbeats.create(run_dir / "heartbeats", config.actor_count + 1)
+    ) as beats:
         return Supervisor(
             learner_spec,
             actor_spec,
-            config.actors,
+            config.actor_count,
             beats,
             logs=logs,
             log=lambda text: print(text, file=sys.stderr, flush=True),
@@ -171,7 +173,7 @@ def learner(words: list[str]) -> int:
             resume=resume == "1",
             started=float(started),
             stop=stop,
-            beat=lambda: beats.beat(config.actors),
+            beat=lambda: beats.beat(config.actor_count),
         )
     except NoCheckpoint as error:
         print(f"volley: {error}", file=sys.stderr)
@@ -285,7 +287,8 @@ def flag_parser() -> argparse.ArgumentParser:
         elif get_origin(doc.type) is Literal:
             options |= {"type": str, "metavar": "|".join(get_args(doc.type))}
         else:
-            options |= {"type": doc.type, "metavar": doc.type.__name__.upper()}
+            kind = int if doc.type == int | None else doc.type
+            options |= {"type": kind, "metavar": kind.__name__.upper()}
         options["help"] = options["help"].replace("%", "%%")
         groups[doc.group].add_argument(flag(doc.name), **options)
     return parser

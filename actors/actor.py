@@ -50,7 +50,7 @@ def run_actor(
 def actor_epsilon(config: Config, actor_id: int, env_steps: int) -> float:
     """Exploration of one actor when the whole run has taken `env_steps`."""
     if config.epsilon_ladder:
-        return ladder_epsilon(actor_id, max(config.actors, 1))
+        return ladder_epsilon(actor_id, max(config.actor_count, 1))
     return linear_epsilon(
         env_steps, config.epsilon_start, config.epsilon_final, config.epsilon_decay_env_steps
     )

@@ -1,7 +1,8 @@
 """Greedy full games on games of their own: what a policy is worth without exploration."""
 
+import itertools
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from actors.game import Game, make_game
 from actors.policy import epsilon_greedy
 from common.config import FRAME_SHAPE, STACK, Config, ConfigError
 from common.network import DQN, network_for
+
+MAX_IDLE_ENV_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,15 @@ def load_policy(path: Path) -> Policy:
 
 
 def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> list[float]:
-    """Raw scores of so many whole games, each with up to 30 no-ops at its start.
+    """Raw scores of so many whole games, as the policy was trained to play them.
 
-    All games run side by side and each is played once, so short games are not favoured.
+    Pong is deterministic: without a random start all greedy games would be the same one. So each
+    begins with 0 to 30 env steps of doing nothing. (No-ops of single frames would also shift the
+    phase of the frame skip, which a policy trained without them has never seen.) All games run
+    side by side and each is played once, so short games are not favoured.
     """
     torch.set_num_threads(1)
-    config = replace(policy.config, noop_max=30, episodic_life=False)
+    config = policy.config
     seeds = np.random.SeedSequence([seed, 2]).spawn(games + 1)
     rng = np.random.default_rng(seeds[-1])
     running: list[Game] = []
@@ -52,8 +58,10 @@ def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> lis
         running.append(game)
     scores = np.zeros(games)
     alive = np.arange(games)
-    while len(alive):
+    idle_env_steps = rng.integers(MAX_IDLE_ENV_STEPS + 1, size=games)
+    for env_step in itertools.count():
         actions = epsilon_greedy(policy.network, obs[alive], epsilon, rng)
+        actions[env_step < idle_env_steps[alive]] = 0
         over = []
         for i, action in zip(alive.tolist(), actions.tolist(), strict=True):
             step = running[i].step(action)
@@ -63,6 +71,8 @@ def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> lis
             if step.game_over:
                 over.append(i)
         alive = np.setdiff1d(alive, over)
+        if not len(alive):
+            break
     for game in running:
         game.close()
     return scores.tolist()

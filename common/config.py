@@ -54,20 +54,20 @@ class Config:
     """Learn from the sign of the reward; reported scores stay unclipped."""
 
     """## Acting"""
-    actors: int = -1
-    """Actor processes; 0: everything in this process in lock-step (bit-reproducible on the CPU);
-    -1: one per core, less one for the learner."""
+    actors: int | None = None
+    """Actor processes; left out: one per core, less one for the learner; 0: everything in this
+    process in lock-step (bit-reproducible on the CPU)."""
     envs_per_actor: int = 8
     """Games per actor, stepped in turn with one batched forward pass."""
     epsilon_start: float = 1.0
     """Exploration at env step 0."""
-    epsilon_final: float = 0.02
+    epsilon_final: float = 0.002
     """Exploration from epsilon_decay_env_steps on."""
-    epsilon_decay_env_steps: int = 100_000
+    epsilon_decay_env_steps: int = 120_000
     """Length of the linear decay, counted over all actors."""
     epsilon_ladder: bool = False
     """Give actor i of N a constant epsilon of its own: 0.4^(1 + 7 i / (N - 1)), as Ape-X does."""
-    n_step: int = 3
+    n_step: int = 5
     """Rewards summed before bootstrapping."""
     gamma: float = 0.99
     """Discount per env step."""
@@ -83,13 +83,13 @@ class Config:
     """Transitions in replay before the first update."""
     replay_device: Literal["cpu", "cuda"] = "cpu"
     """Where the frames live."""
-    prioritized: bool = False
+    prioritized: bool = True
     """Sample in proportion to |TD error|^alpha (Schaul et al. 2016) instead of uniformly."""
     priority_alpha: float = 0.6
     """Exponent of the priorities."""
     priority_beta: float = 0.4
     """Exponent of the importance weights."""
-    samples_per_insert: float = 0.8
+    samples_per_insert: float = 1.2
     """Transitions trained on per transition inserted; couples the learner's rate to the actors'."""
     samples_per_insert_tolerance: float = 0.0
     """How many samples the actors may run ahead of that ratio; 0: chosen to suit."""
@@ -99,11 +99,11 @@ class Config:
     """Learn on the GPU."""
     learner_threads: int = 0
     """CPU threads of the learner; 0: the cores that the actors leave over, at least one."""
-    network: Literal["nature", "nips"] = "nature"
-    """Nature: 32-64-64 filters and 512 units (Mnih 2015); nips: 16-32 and 256 (Mnih 2013)."""
-    dueling: bool = True
+    network: Literal["nature", "nips"] = "nips"
+    """nips: 16-32 filters, 256 units (Mnih et al. 2013); nature: 32-64-64, 512 (2015)."""
+    dueling: bool = False
     """Separate value and advantage streams (Wang et al. 2016)."""
-    double: bool = True
+    double: bool = False
     """The online network chooses, the target network values (van Hasselt et al. 2016)."""
     standardize: bool = True
     """Feed (x - mean) / scale measured over the warm-up, instead of x / 255."""
@@ -111,7 +111,7 @@ class Config:
     """Loss of the TD error."""
     batch_size: int = 32
     """Transitions per update."""
-    learning_rate: float = 2.5e-4
+    learning_rate: float = 5e-4
     """Adam's step size."""
     adam_epsilon: float = 1e-8
     """Adam's epsilon."""
@@ -144,7 +144,7 @@ class Config:
         for names, low, high in _RANGES:
             for name in names.split():
                 value = getattr(self, name)
-                if not low <= value <= high:
+                if value is not None and not low <= value <= high:
                     raise ConfigError(f"{flag(name)} is {value}, expected {_between(low, high)}.")
         self._check_together()
 
@@ -179,7 +179,7 @@ class Config:
     @property
     def tolerance_samples(self) -> float:
         """The limiter's tolerance: as set, or two chunks for every game and a batch."""
-        games = max(self.actors, 1) * self.envs_per_actor
+        games = max(self.actor_count, 1) * self.envs_per_actor
         chosen = self.batch_size + 2 * games * self.samples_per_insert * self.chunk_transitions
         return self.samples_per_insert_tolerance or chosen
 
@@ -193,10 +193,13 @@ class Config:
 
     def resolved(self) -> "Config":
         """The same with what depends on the machine filled in (actors, threads)."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        actors = self.actors if self.actors >= 0 else max(1, (cores or 2) - 1)
-        threads = self.learner_threads or max(1, (cores or 1) - actors)
-        return dataclasses.replace(self, actors=actors, learner_threads=threads)
+        threads = self.learner_threads or max(1, _cores() - self.actor_count)
+        return dataclasses.replace(self, actors=self.actor_count, learner_threads=threads)
+
+    @property
+    def actor_count(self) -> int:
+        """`actors`, or what suits the machine when it is left out."""
+        return max(1, _cores() - 1) if self.actors is None else self.actors
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -216,7 +219,7 @@ _AGREED = (
 )
 
 _RANGES: list[tuple[str, float, float]] = [
-    ("actors", -1, 4096),
+    ("actors", 0, 4096),
     ("envs_per_actor", 1, 1024),
     ("seed", 0, 2**31 - 1),
     ("noop_max max_env_steps max_minutes", 0, 1e12),
@@ -244,19 +247,21 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The reference program, number for number: one game, one update per env step.
     "book": {
         "envs_per_actor": 1,
+        "chunk_transitions": 16,
+        "epsilon_final": 0.02,
         "epsilon_decay_env_steps": 100_000,
         "n_step": 1,
         "replay_transitions": 10_000,
         "learning_starts_transitions": 10_000,
+        "prioritized": False,
         "samples_per_insert": 32.0,
-        "dueling": False,
-        "double": False,
+        "network": "nature",
         "standardize": False,
         "loss": "mse",
         "learning_rate": 1e-4,
         "max_grad_norm": 0.0,
         "target_sync_period_updates": 1_000,
-        "publish_period_updates": 1,
+        "publish_period_updates": 8,
     },
     "atari": {
         "noop_max": 30,
@@ -265,6 +270,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reward": 1e9,
         "epsilon_final": 0.01,
         "epsilon_decay_env_steps": 1_000_000,
+        "n_step": 3,
+        "network": "nature",
+        "dueling": True,
+        "double": True,
         "replay_transitions": 1_000_000,
         "learning_starts_transitions": 50_000,
         "learning_rate": 1e-4,
@@ -273,6 +282,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "target_sync_period_updates": 2_000,
     },
 }
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def flag(field_name: str) -> str:
@@ -339,6 +353,9 @@ def _check_type(name: str, value: Any) -> None:
     elif hint is float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
             raise ConfigError(f"{flag(name)} is {value!r}, expected a number.")
+    elif hint == int | None:
+        if value is not None and type(value) is not int:
+            raise ConfigError(f"{flag(name)} is {value!r}, expected int.")
     elif type(value) is not hint:
         raise ConfigError(f"{flag(name)} is {value!r}, expected {hint.__name__}.")
 

@@ -79,7 +79,8 @@ class LearnerEndpoint:
         self._taken = 0  # transitions received since the start of the run
         self._insert_limit = 0.0
         self._env_steps = 0
-        self._weights: tuple[int, bytes] = (-1, b"")
+        self._weights: Weights | None = None
+        self._encoded_weights: tuple[int, bytes] = (-1, b"")
         self._stopping, self._reason = False, ""
         self._failure: BaseException | None = None
         self._context = zmq.Context()
@@ -129,7 +130,7 @@ class LearnerEndpoint:
 
     def publish(self, weights: Weights) -> None:
         """Offer these weights from now on; actors learn of them with their next ACK."""
-        self._weights = (weights.version, messages.encode_weights(weights))
+        self._weights = weights
 
     def set_insert_limit(self, transitions: float, env_steps: int) -> None:
         """Never take more than so many transitions in all; env_steps is told to the actors."""
@@ -215,15 +216,22 @@ class LearnerEndpoint:
         if header.type == Type.CHUNK:
             self._chunk(session, header, frame)
         elif header.type == Type.GET_WEIGHTS:
-            version, encoded = self._weights
-            if version >= 0:
-                self._send(route, encoded)
+            self._send_weights(route)
         elif header.type == Type.PING:
             self._ack(session)
         elif header.type == Type.REPORT:
             self.reports[session.actor_id] = messages.decode_report(frame)
         else:
             raise BadMessage(f"{header.type.name} is not for the learner")
+
+    def _send_weights(self, route: bytes) -> None:
+        """Encoded once per version, and only if somebody asks for it."""
+        weights = self._weights
+        if weights is None:
+            return
+        if self._encoded_weights[0] != weights.version:
+            self._encoded_weights = (weights.version, messages.encode_weights(weights))
+        self._send(route, self._encoded_weights[1])
 
     def _hello(self, route: bytes, session_id: int, hello: Hello, user: str) -> None:
         if hello.agreement_hash != self.config.agreement_hash():
@@ -307,7 +315,8 @@ class LearnerEndpoint:
         self._fenced.append(session.id)
 
     def _ack(self, session: Session, kind: Type = Type.ACK) -> None:
-        ack = Ack(session.acked_seq, session.granted_seq, self._weights[0], self._env_steps)
+        version = self._weights.version if self._weights else -1
+        ack = Ack(session.acked_seq, session.granted_seq, version, self._env_steps)
         self._send(session.route, messages.encode_ack(kind, session.id, ack))
 
     def _reject(self, route: bytes, session_id: int, reason: str, exit_code: int) -> None:

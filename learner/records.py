@@ -72,7 +72,7 @@ class Records:
         self._actor_rates = Rates()
         self._rates.start_from({"env_steps": env_steps, "updates": 0})
         self._speed = self._update_speed = 0.0
-        self._next_tick = 0.0
+        self._next_tick = self._ended_wall_seconds = 0.0
         self._refused = 0
         self._first = (time.monotonic(), env_steps)
 
@@ -126,6 +126,12 @@ class Records:
 
     def finished(self, env_steps: int) -> str:
         """Why the run is over, or ''."""
+        reason = self._reason(env_steps)
+        if reason:
+            self._ended_wall_seconds = self.wall_seconds  # the last checkpoint is not learning
+        return reason
+
+    def _reason(self, env_steps: int) -> str:
         config = self.config
         if self.solved:
             return f"Solved in {env_steps:,} env steps!"
@@ -236,7 +242,7 @@ class Records:
             self.save_policy(learner.trainer.online, learner.updates, learner.inserted)
         self._period(learner, transport)
         self.metrics.close()
-        wall = self.wall_seconds
+        wall = self._ended_wall_seconds or self.wall_seconds
         result = {
             "solved": self.solved,
             "reason": reason,
@@ -253,7 +259,7 @@ class Records:
             "seed": config.seed,
             "preset": config.preset,
             "env": config.env,
-            "actors": config.actors,
+            "actors": config.actor_count,
             "actor_restarts": transport.stats.restarts if transport else 0,
             "device": str(learner.trainer.device),
             "version": VERSION,
@@ -277,7 +283,9 @@ class Records:
         """Exploration now; with a ladder, the actors' mean."""
         c = self.config
         if c.epsilon_ladder:
-            return sum(ladder_epsilon(i, c.actors) for i in range(c.actors)) / max(c.actors, 1)
+            return sum(ladder_epsilon(i, c.actor_count) for i in range(c.actor_count)) / max(
+                c.actor_count, 1
+            )
         return linear_epsilon(
             env_steps, c.epsilon_start, c.epsilon_final, c.epsilon_decay_env_steps
         )

@@ -22,6 +22,10 @@ def config(**overrides: Any) -> Config:
         "learning_starts_transitions": 200,
         "chunk_transitions": 16,
         "learner_threads": 1,
+        "n_step": 3,
+        "prioritized": False,
+        "double": True,
+        "dueling": True,
     }
     return make_config("pong", **(small | overrides))
 

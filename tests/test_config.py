@@ -41,7 +41,8 @@ def test_the_book_is_the_reference_number_for_number() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"actors": -2}, "--actors is -2, expected -1 to 4096"),
+        ({"actors": -1}, "--actors is -1, expected 0 to 4096"),
+        ({"actors": 1.5}, "--actors is 1.5, expected int"),
         ({"gamma": 1.5}, "--gamma is 1.5, expected 0 to 1"),
         ({"learning_rate": float("nan")}, "--learning-rate is nan, expected a number"),
         ({"loss": "hinge"}, "--loss is 'hinge', expected huber or mse"),

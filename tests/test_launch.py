@@ -161,7 +161,7 @@ def test_killing_the_launcher_leaves_no_child(tmp_path: Path) -> None:
 
 
 BAD_INPUT = [
-    (["--actors", "-2"], 2, "--actors is -2, expected -1 to 4096."),
+    (["--actors", "-1"], 2, "--actors is -1, expected 0 to 4096."),
     (["--actors", "two"], 2, "invalid int value: 'two'"),
     (["--preset", "pnog"], 2, "did you mean pong"),
     (["--env", "PnogNoFrameskip-v4"], 2, "PongNoFrameskip-v4"),

@@ -10,7 +10,7 @@ from tests.test_launch import run
 def test_the_pipeline_learns_catch_to_near_perfect_play(tmp_path: Path) -> None:
     code, output = run(
         *("--env", CATCH, "--actors", "1", "--envs-per-actor", "8", "--learner-threads", "1"),
-        *("--network", "nips", "--no-dueling", "--no-double", "--gamma", "0.95", "--n-step", "3"),
+        *("--network", "nips", "--gamma", "0.95", "--n-step", "3"),
         *("--replay-transitions", "20000", "--learning-starts-transitions", "1000"),
         *("--epsilon-decay-env-steps", "10000", "--epsilon-final", "0.01"),
         *("--samples-per-insert", "2", "--learning-rate", "5e-4"),

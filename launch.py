@@ -157,7 +157,7 @@ def train_in_lock_step(config: Config, run_dir: Path, resume: bool) -> int:
 
 def learner(words: list[str]) -> int:
     """learner RUN_DIR PARENT STARTED RESUME: the learner process of `train`."""
-    folder, parent, started, resume = words
+    folder, parent, started, resume = internal("learner", words)
     die_with_parent(int(parent))
     run_dir = Path(folder)
     config = Config.from_json(run_dir / "config.json")
@@ -182,7 +182,7 @@ def learner(words: list[str]) -> int:
 
 def actor(words: list[str]) -> int:
     """actor RUN_DIR PARENT ACTOR_ID INCARNATION: one actor process of `train`."""
-    folder, parent, actor_id, incarnation = words
+    folder, parent, actor_id, incarnation = internal("actor", words)
     die_with_parent(int(parent))
     run_dir = Path(folder)
     config = Config.from_json(run_dir / "config.json")
@@ -196,6 +196,12 @@ def actor(words: list[str]) -> int:
     except Refused as error:
         print(f"volley: the learner refused actor {slot}: {error}.", file=sys.stderr)
         return error.exit_code
+
+
+def internal(verb: str, words: list[str]) -> list[str]:
+    if len(words) != 4:
+        raise ConfigError(f"`{verb}` is started by `train`, not by hand: use `launch.py train`.")
+    return words
 
 
 def evaluate(words: list[str]) -> int:

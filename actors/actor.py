@@ -11,7 +11,7 @@ from common.address import endpoint
 from common.config import Config
 from common.dealer import ActorEndpoint, LearnerGone
 from common.keys import load_actor_keys
-from common.network import state_size
+from common.network import network_for, state_size
 from common.schedules import ladder_epsilon, linear_epsilon
 
 
@@ -24,12 +24,14 @@ def run_actor(
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
-    player = Player(config, seed=[config.seed, 0, actor_id, incarnation])
     keys = load_actor_keys(Path(config.keys)) if config.keys else None
-    size = state_size(player.network)
+    size = state_size(network_for(config))
     learner = ActorEndpoint(config, endpoint(config, run_dir), actor_id, size, keys, on_wait=beat)
     try:
         learner.handshake()
+        # Neither a restarted actor nor one of a resumed run lives an earlier life again.
+        seed = [config.seed, 0, actor_id, incarnation, learner.env_steps]
+        player = Player(config, seed)
         while True:
             beat()
             if weights := learner.poll():
@@ -44,7 +46,6 @@ def run_actor(
         return 0 if learner.said_goodbye else 1
     finally:
         learner.close()
-        player.close()
 
 
 def actor_epsilon(config: Config, actor_id: int, env_steps: int) -> float:

@@ -132,7 +132,7 @@ class Learner:
         self.trainer.check_weights()
         with self.timings.section("checkpoint"):
             state = {
-                "config": self.config.to_json(),
+                "agreement": self.config.agreement(),
                 "updates": self.updates,
                 "inserted": self.inserted,
                 "sampled": self.sampled,
@@ -163,13 +163,14 @@ class Learner:
 
     def _load(self) -> tuple[dict[str, Tensor], Any]:
         tensors, state = load_newest(self.run_dir / "checkpoints", self.replay, log=print)
-        try:
-            self.trainer.load_tensors(tensors)
-        except (KeyError, RuntimeError, ValueError):
-            raise ConfigError(
-                f"The checkpoint in {self.run_dir} is of another game or network than "
-                f"{self.config.env} with --network {self.config.network}."
-            ) from None
+        ours, theirs = self.config.agreement(), state["agreement"]
+        for name, value in ours.items():
+            if theirs.get(name) != value:
+                raise ConfigError(
+                    f"The checkpoint in {self.run_dir} is of another game or network: its {name} "
+                    f"is {theirs.get(name)!r}, this run's is {value!r}."
+                )
+        self.trainer.load_tensors(tensors)
         self.trainer.updates = state["updates"]
         self.inserted, self.sampled = state["inserted"], state["sampled"]
         self.weights_version = state["weights_version"]

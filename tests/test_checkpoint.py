@@ -226,4 +226,5 @@ def test_a_checkpoint_of_another_network_is_refused_in_a_sentence(
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"network": "nips"', '"network": "nature"'))
     assert launch.main(["--resume", str(tmp_path)]) == 2
-    assert "is of another game or network" in capsys.readouterr().err
+    expected = "is of another game or network: its network is 'nips', this run's is 'nature'."
+    assert expected in capsys.readouterr().err

@@ -166,6 +166,7 @@ BAD_INPUT = [
     (["--preset", "pnog"], 2, "did you mean pong"),
     (["--env", "PnogNoFrameskip-v4"], 2, "PongNoFrameskip-v4"),
     (["trian"], 2, "did you mean train"),
+    (["actor"], 2, "is started by `train`"),
     (["--cuda"], 2, "--cuda needs an NVIDIA GPU"),
     (["--samples-per-insert-tolerance", "1"], 2, "would deadlock"),
     (["--replay-transitions", "900000000"], 2, "or fewer."),

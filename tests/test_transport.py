@@ -217,7 +217,7 @@ def test_junk_is_counted_and_disturbs_nobody(pair: Pair) -> None:
 
 def test_a_silent_actor_is_forgotten_and_its_credit_returns(tmp_path: Path) -> None:
     pair = Pair(tmp_path)
-    pair.learner._silent_seconds = 0.3
+    pair.learner._silent_seconds = 2.0  # an idle actor pings every second
     pair.learner.set_insert_limit(16, 0)  # room for one chunk only
     silent = pair.actor(0)
     assert eventually(lambda: silent.poll() or silent._granted_seq == 1)

@@ -17,7 +17,6 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,10 +84,8 @@ class Checkpointer:
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
-            for name in self._segments(snapshot, unfinished):
-                _sync(unfinished / name)
+            first_id = self._segments(snapshot, unfinished)
             _write_file(unfinished / "model.safetensors", save_tensors(snapshot.tensors))
-            first_id = snapshot.chunks[0].first_id if snapshot.chunks else 0
             state = snapshot.state | {"replay_first_id": first_id}
             _write_file(unfinished / "state.json", _to_json(state))
             _write_file(unfinished / "MANIFEST.json", _manifest(unfinished))
@@ -103,27 +100,31 @@ class Checkpointer:
             self.error = error
             shutil.rmtree(unfinished, ignore_errors=True)
 
-    def _segments(self, snapshot: Snapshot, folder: Path) -> Iterable[str]:
-        """Link what an earlier checkpoint holds already, write the rest. Yields file names."""
+    def _segments(self, snapshot: Snapshot, folder: Path) -> int:
+        """Link what an earlier checkpoint holds already, write the rest. -> first id kept.
+
+        Training goes on meanwhile. A full ring overwrites its oldest chunks: a segment that was
+        hit while it was being read is left out, since the ring has forgotten it too.
+        """
         if not snapshot.chunks:
-            return
-        first, done = snapshot.chunks[0].first_id, snapshot.chunks[0].first_id
+            return 0
+        first = done = snapshot.chunks[0].first_id
         for earlier in list_checkpoints(self.folder)[:1]:
             for path in sorted(earlier.glob("replay-*.z")):
                 start, end = _segment_range(path)
                 if end > first and start <= done and end <= snapshot.chunks[-1].end_id:
                     _link(path, folder / path.name)
                     done = end
-                    yield path.name
         fresh = [chunk for chunk in snapshot.chunks if chunk.first_id >= done]
         for at in range(0, len(fresh), _SEGMENT_CHUNKS):
             chunks = fresh[at : at + _SEGMENT_CHUNKS]
-            name = f"replay-{chunks[0].first_id:014d}-{chunks[-1].end_id:014d}.z"
             packed = _pack_segment(self.replay, chunks)
             if self.replay.first_id > chunks[0].first_id:
-                raise OSError("the replay turned over while its checkpoint was being written")
+                first = chunks[-1].end_id
+                continue
+            name = f"replay-{chunks[0].first_id:014d}-{chunks[-1].end_id:014d}.z"
             _write_file(folder / name, packed)
-            yield name
+        return first
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -137,6 +137,7 @@ class Learner:
                 "inserted": self.inserted,
                 "sampled": self.sampled,
                 "weights_version": self.weights_version,
+                "first_id": self.replay.first_id,
                 "sampler": self.replay.sampler.state_dict(self.replay.first_id, self.replay.end_id),
                 "torch_rng": torch.get_rng_state().numpy(),
                 "records": self.records.state_dict(),
@@ -175,6 +176,7 @@ class Learner:
         self.inserted, self.sampled = state["inserted"], state["sampled"]
         self.weights_version = state["weights_version"]
         self.replay.sampler.load_state_dict(state["sampler"])
+        self.replay.sampler.evicted(state["first_id"], max(state["first_id"], self.replay.first_id))
         torch.set_rng_state(torch.from_numpy(state["torch_rng"].copy()))
         print(f"Resumed at {self.inserted:,} env steps, {self.updates:,} updates.", flush=True)
         return tensors, state

@@ -21,6 +21,8 @@ class SumTree:
 
     def set(self, leaves: np.ndarray, priorities: np.ndarray) -> None:
         """Where a leaf is named twice the last priority counts."""
+        if not len(leaves):
+            return
         at = leaves + self.leaves
         self.nodes[at] = priorities
         while at[0] > 1:

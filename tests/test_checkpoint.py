@@ -106,6 +106,29 @@ def test_a_ring_that_has_turned_over_comes_back_without_what_was_evicted(tmp_pat
         assert same_contents(replay, restored)
 
 
+def test_what_the_ring_overwrites_while_it_is_being_saved_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = make_replay(chunks=16)
+    live = len(replay.chunks)
+    read = replay.read_chunk
+    monkeypatch.setattr("learner.checkpoint._SEGMENT_CHUNKS", 4)
+
+    def overwritten_meanwhile(stored: Any) -> Any:
+        chunk = read(stored)
+        if stored == before[1]:
+            replay.add(chunk_of_more(0))  # evicts the oldest, which was just read
+        return chunk
+
+    before = list(replay.chunks)
+    monkeypatch.setattr(replay, "read_chunk", overwritten_meanwhile)
+    assert save(tmp_path, replay, 1).error is None
+    restored = make_replay()
+    load_newest(tmp_path, restored)
+    assert list(restored.chunks) == before[4:]
+    assert len(before) == live
+
+
 def damage_flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

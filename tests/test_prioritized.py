@@ -43,6 +43,7 @@ def test_evicted_transitions_are_never_drawn() -> None:
     sampler = PrioritizedSampler(32, 0.6, 0.4, np.random.default_rng(0))
     sampler.added(0, 32)
     sampler.evicted(0, 16)
+    sampler.evicted(16, 16)  # nothing
     sampler.added(32, 48)
     for _ in range(200):
         ids, _ = sampler.sample(16, 48, 8)

@@ -1,6 +1,7 @@
 """The learner's bookkeeping: scores, rates, the solved test, result.json, best.safetensors."""
 
 import collections
+import dataclasses
 import json
 import math
 import time
@@ -227,7 +228,7 @@ class Records:
     def save_policy(self, network: nn.Module, updates: int, env_steps: int) -> None:
         tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
         metadata = {
-            "config": self.config.to_json(),
+            "config": dataclasses.replace(self.config, run_dir="").to_json(),
             "mean_score_100": f"{self.scores.mean_100:g}",
             "env_steps": str(env_steps),
             "updates": str(updates),

@@ -62,7 +62,7 @@ class ActorEndpoint:
         self._context = zmq.Context()
         self._connect()
 
-    def handshake(self, timeout_seconds: float = 60.0) -> None:
+    def handshake(self, timeout_seconds: float = 300.0) -> None:
         """Until the learner welcomes this session. Raises Refused or LearnerGone."""
         deadline = time.monotonic() + timeout_seconds
         while not self._welcomed:

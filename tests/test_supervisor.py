@@ -108,9 +108,14 @@ def gone(pid: int) -> bool:
 def launched(folder: Path, learner: str, actor: str) -> Iterator[subprocess.Popen[str]]:
     """The supervisor in a process of its own, learner and actor both seen alive."""
     argv = [sys.executable, "-m", "tests.test_supervisor", str(folder), learner, actor]
-    with subprocess.Popen(
-        argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as run:
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where tests run under nohup
+    try:
+        process = subprocess.Popen(
+            argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
+    with process as run:
         try:
             until(lambda: pids(folder, "learner") and pids(folder, "actor0-0"))
             yield run

@@ -90,7 +90,7 @@ def train(words: list[str]) -> int:
         else:
             code = supervise(config, run_dir, resume)
     if code == INTERRUPTED:
-        print(f"Interrupted. Go on with: {resume_command(run_dir)}")
+        print(f"Go on with: {resume_command(run_dir)}")
     return code
 
 

@@ -76,7 +76,8 @@ class Learner:
         )
         tensors, state = self._load() if resume else ({}, None)
         self._saved_player = (state and state["player"], tensors)
-        self.records = Records(config, run_dir, started, state and state["records"], self.inserted)
+        saved = state and state["records"]
+        self.records = Records(config, run_dir, started, saved, self.inserted, self.updates)
 
     @property
     def updates(self) -> int:

@@ -52,6 +52,7 @@ class Records:
         started: float,
         saved: dict[str, Any] | None,
         env_steps: int,
+        updates: int,
     ) -> None:
         self.config, self.run_dir = config, run_dir
         self.scores = Scores()
@@ -71,7 +72,7 @@ class Records:
         self.metrics = Metrics(config, run_dir, env_steps if saved else None)
         self._rates = Rates()
         self._actor_rates = Rates()
-        self._rates.start_from({"env_steps": env_steps, "updates": 0})
+        self._rates.start_from({"env_steps": env_steps, "updates": updates})
         self._speed = self._update_speed = 0.0
         self._next_tick = self._ended_wall_seconds = 0.0
         self._refused = 0

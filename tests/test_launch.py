@@ -233,3 +233,11 @@ def test_eval_plays_the_policy_of_a_run(tmp_path: Path) -> None:
     code, output = run("eval", str(tmp_path), "--games", "4")
     assert code == 0, output
     assert re.search(r"mean [+-]\d+\.\d\d over 4 greedy games", output)
+
+
+def test_the_shipped_policy_wins() -> None:
+    path = str(ROOT / "pretrained" / "pong.safetensors")
+    code, output = run("eval", path, "--games", "2")
+    assert code == 0, output
+    mean = float(re.search(r"mean ([+-][\d.]+) over 2 greedy games", output)[1])  # type: ignore[index]
+    assert mean > 10

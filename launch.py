@@ -84,7 +84,10 @@ def train(words: list[str]) -> int:
 
         config = dataclasses.replace(config, n_actions=make_game(config.env).n_actions)
         (run_dir / "config.json").write_text(config.to_json())
-        print(f"Volley {VERSION}: {config.env}, preset {config.preset}, run folder {run_dir}")
+        print(
+            f"Volley {VERSION}: {config.env}, preset {config.preset}, run folder {run_dir}",
+            flush=True,
+        )
         if config.actor_count == 0:
             code = train_in_lock_step(config, run_dir, resume)
         else:
@@ -127,10 +130,15 @@ def train_in_lock_step(config: Config, run_dir: Path, resume: bool) -> int:
     """Everything in this process, one thing at a time: the asynchronous form's oracle."""
     from actors.actor import actor_epsilon
     from actors.player import Player
+    from learner.checkpoint import NoCheckpoint
     from learner.learner import Learner, finish
 
     stop = StopSignal(signal.SIGTERM, signal.SIGINT)
-    learner = Learner(config, run_dir, resume, STARTED)
+    try:
+        learner = Learner(config, run_dir, resume, STARTED)
+    except NoCheckpoint as error:
+        print(f"volley: {error}", file=sys.stderr)
+        return NO_CHECKPOINT
     player = Player(config, seed=[config.seed, 0, 0, 0])
     learner.attach_player(player)
     reason, saved = "", time.monotonic()
@@ -332,7 +340,7 @@ def learner_environment(config: Config) -> dict[str, str]:
 def resume_command(run_dir: Path) -> str:
     with contextlib.suppress(ValueError):
         run_dir = run_dir.relative_to(Path.cwd())
-    return f"python {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(run_dir))}"
+    return f"{shlex.quote(sys.executable)} {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(run_dir))}"
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def open_env(env_id: str, render_mode: str | None = None) -> Env:
             # The checker only warns, at each step's cost. Not every environment can render.
             options: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
             env = gymnasium.make(env_id, disable_env_checker=True, **options)
-        except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
+        except (gymnasium.error.Error, ModuleNotFoundError) as error:
             raise UnknownGame(_unknown(env_id, error)) from error
     bare = env.unwrapped
     if isinstance(bare, AtariEnv):

@@ -83,7 +83,11 @@ class Metrics:
 def _trim_csv(path: Path, env_steps: int) -> None:
     """Drop the rows that a resumed run will live through again."""
     with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["env_steps"]) <= env_steps]
+        rows = [
+            row  # complete, which the last one of a killed run may not be
+            for row in csv.DictReader(file)
+            if None not in row.values() and int(row["env_steps"]) <= env_steps
+        ]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()

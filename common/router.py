@@ -297,6 +297,7 @@ class LearnerEndpoint:
             if session.granted_seq == session.acked_seq:
                 given[session.id] = session  # it may be blocked: tell it now
             session.granted_seq += 1
+            self._sessions[session.id] = self._sessions.pop(session.id)  # ties: longest waiting
             room -= size
         for session in given.values():
             self._ack(session)

@@ -11,6 +11,7 @@ byte is verified before use. Replay segments never change: a later checkpoint li
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import json
 import os
@@ -60,6 +61,8 @@ class Checkpointer:
         self.folder, self.replay, self.keep = folder, replay, keep
         self.error: OSError | None = None
         self._thread: threading.Thread | None = None
+        for leftover in folder.glob("unfinished-*"):  # of a killed run; the folder is locked
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, snapshot: Snapshot, background: bool) -> None:
         """Write one checkpoint; problems with the disk are left in `error`, training goes on."""
@@ -91,8 +94,10 @@ class Checkpointer:
             _write_file(unfinished / "MANIFEST.json", _manifest(unfinished))
             _sync(unfinished)
             final = self.folder / f"step-{snapshot.env_steps:012d}"
-            shutil.rmtree(final, ignore_errors=True)
+            if final.exists():  # saved twice at one env step: never without either of them
+                final.rename(self.folder / "unfinished-replaced")
             unfinished.rename(final)
+            shutil.rmtree(self.folder / "unfinished-replaced", ignore_errors=True)
             _sync(self.folder)
             for old in list_checkpoints(self.folder)[self.keep :]:
                 shutil.rmtree(old, ignore_errors=True)
@@ -144,8 +149,10 @@ def load_newest(folder: Path, replay: Replay, log: Any = print) -> tuple[dict[st
             state = _from_json((path / "state.json").read_bytes())
             _load_replay(path, replay, state["replay_first_id"])
             return tensors, state
-        except (Damaged, OSError, SafetensorError, ValueError, KeyError) as error:
+        except (Damaged, OSError, SafetensorError, zlib.error, ValueError, KeyError) as error:
             log(f"Checkpoint {path.name} is not used: {error}")
+            with contextlib.suppress(OSError):  # later checkpoints must not build on it
+                path.rename(path.with_name(f"damaged-{path.name}"))
     raise NoCheckpoint(f"No checkpoint in {folder} verifies: start a new run.")
 
 

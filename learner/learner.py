@@ -84,7 +84,8 @@ class Learner:
         return self.trainer.updates
 
     def may_sample(self) -> bool:
-        return self.limiter.may_sample(self.inserted, self.sampled)
+        enough = len(self.replay) >= self.config.batch_size
+        return enough and self.limiter.may_sample(self.inserted, self.sampled)
 
     def insert_limit(self) -> float:
         return self.limiter.insert_limit(self.sampled)
@@ -139,6 +140,7 @@ class Learner:
                 "sampled": self.sampled,
                 "weights_version": self.weights_version,
                 "first_id": self.replay.first_id,
+                "end_id": self.replay.end_id,
                 "sampler": self.replay.sampler.state_dict(self.replay.first_id, self.replay.end_id),
                 "torch_rng": torch.get_rng_state().numpy(),
                 "records": self.records.state_dict(),
@@ -172,6 +174,7 @@ class Learner:
                     f"The checkpoint in {self.run_dir} is of another game or network: its {name} "
                     f"is {theirs.get(name)!r}, this run's is {value!r}."
                 )
+        self.replay.end_id = state["end_id"]  # also where nothing of the ring could be kept
         self.trainer.load_tensors(tensors)
         self.trainer.updates = state["updates"]
         self.inserted, self.sampled = state["inserted"], state["sampled"]
@@ -223,6 +226,8 @@ def run_learner(
             reason = stop.reason or learner.records.finished(learner.inserted)
     finally:
         transport.stop()
+    for chunk in transport.drain():  # acknowledged, so ours
+        learner.insert(chunk)
     finish(learner, transport, reason)
     return 130 if stop.reason else 0
 

@@ -169,7 +169,7 @@ class Records:
                 "transport/refused": stats.refused,
             }
             speeds = self._actor_rates.per_second(
-                {str(i): float(n) for i, n in transport.steps_by_actor.items()}
+                {str(i): float(n) for i, n in dict(transport.steps_by_actor).items()}
             )
             values |= {f"actors/{i}/steps_per_s": speed for i, speed in speeds.items()}
             values |= _mean_shares(transport.reports)

@@ -91,17 +91,16 @@ def tags(run_dir: Path) -> set[str]:
 def test_pong_with_two_actors_ends_by_itself_with_complete_records(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     code, output = run(
-        *("--max-env-steps", "2600", "--run-dir", str(run_dir), *QUICK), cwd=tmp_path
+        *("--max-env-steps", "4500", "--run-dir", str(run_dir), *QUICK), cwd=tmp_path
     )
     assert code == 0, output
     result = json.loads((run_dir / "result.json").read_text())
-    assert result["env_steps"] >= 2_600
+    assert result["env_steps"] >= 4_500
     assert result["updates"] >= 150
     assert {"solved", "wall_seconds", "mean_score_100", "games", "device", "version"} <= set(result)
     assert result["preset"] == "pong"
-    assert tags(run_dir) >= {*TAGS, "config/text_summary"} - {"rollout/ep_len_mean"} or (
-        result["games"] == 0
-    )
+    assert result["games"] > 0
+    assert tags(run_dir) >= {*TAGS, "config/text_summary"}
     assert processes_of(run_dir) == []
     assert list((run_dir / "ipc").iterdir()) == []
     assert list(tmp_path.iterdir()) == [run_dir]  # nothing is written outside it
@@ -136,7 +135,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
     assert processes_of(run_dir) == []
-    assert re.search(r"Go on with: python .*launch\.py --resume .*run", output)
+    assert re.search(r"Go on with: \S*python\S* \S*launch\.py --resume .*run", output)
     before = last_row(run_dir)
     more = str(int(before["env_steps"]) + 1_000)
     code, output = run("--resume", str(run_dir), "--max-env-steps", more)

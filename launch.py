@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"volley: {error}", file=sys.stderr)
         return USAGE
+    except KeyboardInterrupt:  # before anything was started that could be saved
+        return INTERRUPTED
     except ImportError as error:
         if "libGL" not in str(error):
             raise
@@ -340,7 +342,7 @@ def learner_environment(config: Config) -> dict[str, str]:
 def resume_command(run_dir: Path) -> str:
     with contextlib.suppress(ValueError):
         run_dir = run_dir.relative_to(Path.cwd())
-    return f"{shlex.quote(sys.executable)} {shlex.quote(sys.argv[0])} --resume {shlex.quote(str(run_dir))}"
+    return shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from actors.player import Player
-from common.address import endpoint
+from common.address import connect_endpoint
 from common.config import Config
 from common.dealer import ActorEndpoint, LearnerGone
 from common.keys import load_actor_keys
@@ -26,12 +26,15 @@ def run_actor(
     torch.set_num_threads(1)
     keys = load_actor_keys(Path(config.keys)) if config.keys else None
     size = state_size(network_for(config))
-    learner = ActorEndpoint(config, endpoint(config, run_dir), actor_id, size, keys, on_wait=beat)
+    address = connect_endpoint(config, run_dir)
+    learner = ActorEndpoint(config, address, actor_id, size, keys, on_wait=beat)
     try:
         learner.handshake()
         # Neither a restarted actor nor one of a resumed run lives an earlier life again.
         seed = [config.seed, 0, actor_id, incarnation, learner.env_steps]
         player = Player(config, seed)
+        first = learner.first_weights()  # a resumed run must not start over with a random network
+        player.load_weights(first.version, first.vector)
         while True:
             beat()
             if weights := learner.poll():

@@ -53,7 +53,7 @@ def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> lis
     running: list[Game] = []
     obs = np.zeros((games, STACK, *FRAME_SHAPE), np.uint8)
     for i in range(games):
-        game = make_game(config.env, noop_max=config.noop_max)
+        game = make_game(config.env, noop_max=config.noop_max, episodic_life=config.episodic_life)
         obs[i, -1] = game.reset(seed=int(seeds[i].generate_state(1)[0]) >> 1)
         running.append(game)
     scores = np.zeros(games)
@@ -70,6 +70,9 @@ def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> lis
             obs[i, -1] = step.frame
             if step.game_over:
                 over.append(i)
+            elif step.terminated:  # a life lost: as in training, a new stack and FIRE
+                obs[i] = 0
+                obs[i, -1] = running[i].reset()
         alive = np.setdiff1d(alive, over)
         if not len(alive):
             break

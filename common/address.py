@@ -27,5 +27,13 @@ def ipc_endpoint(folder: Path) -> str:
     return f"ipc://{path}"
 
 
+def connect_endpoint(config: Config, run_dir: Path) -> str:
+    """Where this machine's actors find the learner; a wildcard host means this machine too."""
+    address = endpoint(config, run_dir)
+    for wildcard in ("//*:", "//0.0.0.0:"):
+        address = address.replace(wildcard, "//127.0.0.1:")
+    return address
+
+
 def endpoint(config: Config, run_dir: Path) -> str:
     return config.bind or ipc_endpoint(run_dir / "ipc")

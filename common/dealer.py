@@ -93,6 +93,13 @@ class ActorEndpoint:
         fresh, self._fresh = self._fresh, None
         return fresh
 
+    def first_weights(self) -> Weights:
+        """Wait for the weights to begin with. Raises LearnerGone when none come."""
+        while not (weights := self.poll()):
+            self._receive(100)
+            self._on_wait()
+        return weights
+
     def report(self, shares: dict[str, float]) -> None:
         """Tell where the time goes; it may be lost, the next one comes soon."""
         self._transmit(messages.encode_report(self.session, shares))

@@ -266,7 +266,12 @@ class LearnerEndpoint:
         if header.seq <= session.acked_seq:
             self.stats.duplicates += 1
         elif header.seq == session.acked_seq + 1 and header.seq <= session.granted_seq:
-            chunk = messages.decode_chunk(frame, self.spec)
+            try:
+                chunk = messages.decode_chunk(frame, self.spec)
+            except BadMessage as error:  # its sender would only send it again
+                self._reject(session.route, session.id, f"a chunk was refused: {error}", 1)
+                self._fence(session)
+                raise
             session.acked_seq = header.seq
             self._taken += len(chunk)
             self.stats.chunks += 1

@@ -94,10 +94,11 @@ class Checkpointer:
             _write_file(unfinished / "MANIFEST.json", _manifest(unfinished))
             _sync(unfinished)
             final = self.folder / f"step-{snapshot.env_steps:012d}"
+            replaced = final.with_name(final.name + "-replaced")  # still a checkpoint by its name
             if final.exists():  # saved twice at one env step: never without either of them
-                final.rename(self.folder / "unfinished-replaced")
+                final.rename(replaced)
             unfinished.rename(final)
-            shutil.rmtree(self.folder / "unfinished-replaced", ignore_errors=True)
+            shutil.rmtree(replaced, ignore_errors=True)
             _sync(self.folder)
             for old in list_checkpoints(self.folder)[self.keep :]:
                 shutil.rmtree(old, ignore_errors=True)

@@ -196,6 +196,30 @@ def test_an_actor_of_another_configuration_is_refused_by_name(
     assert caught.value.exit_code == 3
 
 
+def test_a_bad_chunk_ends_its_session_with_the_reason(pair: Pair) -> None:
+    pair.learner.set_insert_limit(10_000, 0)
+    actor = pair.actor()
+    bad = pair.chunk(0)
+    bad.transitions["n_step_return"][3] = np.nan
+    with pytest.raises(Refused, match="a chunk was refused: a return is not finite"):
+        actor.send(bad)
+        eventually(lambda: actor.poll() or False, 5)
+    assert pair.learner.stats.refused == 1
+
+
+def test_scarce_credit_goes_to_who_waited_longest(pair: Pair) -> None:
+    actors = [pair.actor(i) for i in range(3)]
+    for actor in actors:  # each has a chunk to send and no credit
+        actor._seq += 1
+        message = messages.encode_chunk(actor.session, 1, pair.chunk(actor.actor_id))
+        actor._window.append((1, message))
+    got: list[int] = []
+    for chunks in (1, 2, 3):
+        pair.learner.set_insert_limit(16 * chunks, 0)
+        got += pair.taken(1)
+    assert sorted(got) == [0, 1, 2]
+
+
 def test_junk_is_counted_and_disturbs_nobody(pair: Pair) -> None:
     pair.learner.set_insert_limit(10_000, 0)
     actor = pair.actor()

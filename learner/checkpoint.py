@@ -96,6 +96,7 @@ class Checkpointer:
             final = self.folder / f"step-{snapshot.env_steps:012d}"
             replaced = final.with_name(final.name + "-replaced")  # still a checkpoint by its name
             if final.exists():  # saved twice at one env step: never without either of them
+                shutil.rmtree(replaced, ignore_errors=True)
                 final.rename(replaced)
             unfinished.rename(final)
             shutil.rmtree(replaced, ignore_errors=True)
@@ -134,8 +135,13 @@ class Checkpointer:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    """Complete checkpoints, newest first; one that was being replaced after its successor."""
+    suffix = "-replaced"
+    return sorted(
+        folder.glob("step-*"),
+        key=lambda path: (path.name.removesuffix(suffix), not path.name.endswith(suffix)),
+        reverse=True,
+    )
 
 
 def load_newest(folder: Path, replay: Replay, log: Any = print) -> tuple[dict[str, Tensor], Any]:
@@ -150,7 +156,9 @@ def load_newest(folder: Path, replay: Replay, log: Any = print) -> tuple[dict[st
             state = _from_json((path / "state.json").read_bytes())
             _load_replay(path, replay, state["replay_first_id"])
             return tensors, state
-        except (Damaged, OSError, SafetensorError, zlib.error, ValueError, KeyError) as error:
+        except OSError as error:  # perhaps a passing fault of the disk: left where it is
+            log(f"Checkpoint {path.name} is not used: {error}")
+        except (Damaged, SafetensorError, zlib.error, ValueError, KeyError) as error:
             log(f"Checkpoint {path.name} is not used: {error}")
             with contextlib.suppress(OSError):  # later checkpoints must not build on it
                 path.rename(path.with_name(f"damaged-{path.name}"))

@@ -33,7 +33,7 @@ from common.config import (  # noqa: E402
 from common.lifeline import Heartbeats, StopSignal, die_with_parent  # noqa: E402
 from common.supervisor import ChildSpec, Supervisor  # noqa: E402
 
-USAGE, MISMATCH, NO_CHECKPOINT, INTERRUPTED = 2, 3, 5, 130
+USAGE, NO_CHECKPOINT, INTERRUPTED = 2, 5, 130
 VERBS = ("train", "eval", "keys", "learner", "actor")
 # A resumed run continues the same experiment; these may differ without changing it.
 RESUME_MAY_CHANGE = frozenset(

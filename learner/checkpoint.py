@@ -73,10 +73,6 @@ class Checkpointer:
         self._thread = threading.Thread(target=self._write, args=[snapshot], name="checkpoint")
         self._thread.start()
 
-    @property
-    def busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
     def join(self) -> None:
         if self._thread:
             self._thread.join()

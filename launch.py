@@ -12,41 +12,38 @@ STARTED = time.time()  # wall_seconds counts from here
 import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
-import fcntl  # noqa: E402
 import os  # noqa: E402
 import shlex  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any, Literal, get_args, get_origin  # noqa: E402
 
-from common.config import (  # noqa: E402
-    VERSION,
-    Config,
-    ConfigError,
-    did_you_mean,
-    field_docs,
-    flag,
-    make_config,
-)
+from common import command_line  # noqa: E402
+from common.config import VERSION, Config  # noqa: E402
+from common.console import say  # noqa: E402
+from common.errors import ConfigError, NoCheckpoint, UserError  # noqa: E402
 from common.lifeline import Heartbeats, StopSignal, die_with_parent  # noqa: E402
+from common.presets import did_you_mean  # noqa: E402
+from common.run_folder import (  # noqa: E402
+    has_checkpoint,
+    locked,
+    make_run_dir,
+    replace_file,
+    require_unused,
+)
 from common.supervisor import ChildSpec, Supervisor  # noqa: E402
 
-USAGE, NO_CHECKPOINT, INTERRUPTED = 2, 5, 130
+INTERRUPTED = 130
+NEVER_BEGAN = (ConfigError.exit_code, NoCheckpoint.exit_code)
 VERBS = ("train", "eval", "keys", "learner", "actor")
-# A resumed run continues the same experiment; these may differ without changing it.
-RESUME_MAY_CHANGE = frozenset(
-    {
-        *("actors", "learner_threads", "window_chunks", "cuda", "bind", "keys"),
-        *("reward", "max_env_steps", "max_minutes"),
-        *("log_period_seconds", "checkpoint_period_seconds", "checkpoints_kept"),
-    }
-)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """-> exit code: 0 done, 1 a bug, 2 usage, 3 mismatch, 5 no checkpoint, 130 interrupted."""
+    """-> exit code.
+
+    0 done or solved, 1 a bug or a last save that failed, 2 usage, 3 configuration mismatch,
+    4 authentication, 5 no checkpoint verifies, 130 interrupted, after saving.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words.pop(0) if words and not words[0].startswith("-") else "train"
     try:
@@ -56,46 +53,49 @@ def main(argv: list[str] | None = None) -> int:
         return {"train": train, "eval": evaluate, "keys": keys, "learner": learner, "actor": actor}[
             verb
         ](words)
-    except ConfigError as error:
-        print(f"volley: {error}", file=sys.stderr)
-        return USAGE
+    except UserError as error:
+        say(f"volley: {error}", error=True)
+        return error.exit_code
     except KeyboardInterrupt:  # before anything was started that could be saved
         return INTERRUPTED
     except ImportError as error:
         if "libGL" not in str(error):
             raise
-        print(f"volley: {error}", file=sys.stderr)
-        return USAGE
+        say(f"volley: {error}", error=True)
+        return ConfigError.exit_code
 
 
 # -- train --------------------------------------------------------------------------------------
 
 
 def train(words: list[str]) -> int:
-    config, run_dir, resume = settle(words)
+    order = command_line.parse(words)
+    config, resume = order.config, order.resume is not None
+    run_dir = order.resume or make_run_dir(config, STARTED)
     with locked(run_dir):
-        if resume and not any((run_dir / "checkpoints").glob("step-*")):
-            print(f"volley: {run_dir} holds no checkpoint to resume from.", file=sys.stderr)
-            return NO_CHECKPOINT
-        if not resume and (run_dir / "metrics.csv").exists():
-            raise ConfigError(
-                f"{run_dir} holds a run already: continue it with --resume {run_dir}, or choose "
-                "another --run-dir."
-            )
+        if not resume:
+            require_unused(run_dir)
+        elif not has_checkpoint(run_dir):
+            raise NoCheckpoint(f"{run_dir} holds no checkpoint to resume from.")
         from actors.game import make_game
 
         config = dataclasses.replace(config, n_actions=make_game(config.env).n_actions)
-        (run_dir / "config.json").write_text(config.to_json())
-        print(
-            f"Volley {VERSION}: {config.env}, preset {config.preset}, run folder {run_dir}",
-            flush=True,
-        )
-        if config.actor_count == 0:
-            code = train_in_lock_step(config, run_dir, resume)
-        else:
-            code = supervise(config, run_dir, resume)
+        settings = run_dir / "config.json"
+        before = settings.read_text() if resume else ""
+        replace_file(settings, config.to_json())
+        say(f"Volley {VERSION}: {config.env}, preset {config.preset}, run folder {run_dir}")
+        run = supervise if config.actor_count else train_in_lock_step
+        code = -1
+        try:
+            code = run(config, run_dir, resume)
+        except UserError as error:
+            code = error.exit_code
+            raise
+        finally:
+            if resume and code in NEVER_BEGAN:  # its flags do not stay
+                replace_file(settings, before)
     if code == INTERRUPTED:
-        print(f"Go on with: {resume_command(run_dir)}")
+        say(resume_hint(run_dir) or "Nothing was saved yet.")
     return code
 
 
@@ -123,8 +123,8 @@ def supervise(config: Config, run_dir: Path, resume: bool) -> int:
             config.actor_count,
             beats,
             logs=logs,
-            log=lambda text: print(text, file=sys.stderr, flush=True),
-            resume_hint=resume_command(run_dir),
+            log=lambda text: say(text, error=True),
+            resume_hint=lambda: resume_hint(run_dir),
         ).run()
 
 
@@ -132,15 +132,10 @@ def train_in_lock_step(config: Config, run_dir: Path, resume: bool) -> int:
     """Everything in this process, one thing at a time: the asynchronous form's oracle."""
     from actors.actor import actor_epsilon
     from actors.player import Player
-    from learner.checkpoint import NoCheckpoint
     from learner.learner import Learner, finish
 
     stop = StopSignal(signal.SIGTERM, signal.SIGINT)
-    try:
-        learner = Learner(config, run_dir, resume, STARTED)
-    except NoCheckpoint as error:
-        print(f"volley: {error}", file=sys.stderr)
-        return NO_CHECKPOINT
+    learner = Learner(config, run_dir, resume, STARTED)
     player = Player(config, seed=[config.seed, 0, 0, 0])
     learner.attach_player(player)
     reason, saved = "", time.monotonic()
@@ -155,11 +150,11 @@ def train_in_lock_step(config: Config, run_dir: Path, resume: bool) -> int:
         learner.records.tick(learner, None)
         if 0 < config.checkpoint_period_seconds < time.monotonic() - saved:
             saved = time.monotonic()
-            learner.save(background=False)
+            learner.save_now()
         reason = stop.reason or learner.records.finished(learner.inserted)
-    finish(learner, None, reason)
+    saved = finish(learner, None, reason)
     player.close()
-    return INTERRUPTED if stop.reason else 0
+    return 1 if not saved else INTERRUPTED if stop.reason else 0
 
 
 # -- the other verbs ----------------------------------------------------------------------------
@@ -172,22 +167,17 @@ def learner(words: list[str]) -> int:
     run_dir = Path(folder)
     config = Config.from_json(run_dir / "config.json")
     stop = StopSignal(signal.SIGTERM)  # heard also while torch is being imported
-    from learner.checkpoint import NoCheckpoint
     from learner.learner import run_learner
 
     beats = Heartbeats.open(run_dir / "heartbeats")
-    try:
-        return run_learner(
-            config,
-            run_dir,
-            resume=resume == "1",
-            started=float(started),
-            stop=stop,
-            beat=lambda: beats.beat(config.actor_count),
-        )
-    except NoCheckpoint as error:
-        print(f"volley: {error}", file=sys.stderr)
-        return NO_CHECKPOINT
+    return run_learner(
+        config,
+        run_dir,
+        resume=resume == "1",
+        started=float(started),
+        stop=stop,
+        beat=lambda: beats.beat(config.actor_count),
+    )
 
 
 def actor(words: list[str]) -> int:
@@ -197,15 +187,10 @@ def actor(words: list[str]) -> int:
     run_dir = Path(folder)
     config = Config.from_json(run_dir / "config.json")
     from actors.actor import run_actor
-    from common.dealer import Refused
 
     beats = Heartbeats.open(run_dir / "heartbeats")
     slot = int(actor_id)
-    try:
-        return run_actor(config, run_dir, slot, int(incarnation), lambda: beats.beat(slot))
-    except Refused as error:
-        print(f"volley: the learner refused actor {slot}: {error}.", file=sys.stderr)
-        return error.exit_code
+    return run_actor(config, run_dir, slot, int(incarnation), lambda: beats.beat(slot))
 
 
 def internal(verb: str, words: list[str]) -> list[str]:
@@ -246,87 +231,7 @@ def keys(words: list[str]) -> int:
     return 0
 
 
-# -- flags, folders -----------------------------------------------------------------------------
-
-
-def settle(words: list[str]) -> tuple[Config, Path, bool]:
-    """The command line -> configuration, run folder (made), resume?"""
-    given = vars(flag_parser().parse_args(words))
-    resume = given.pop("resume", None)
-    if resume:
-        run_dir = Path(resume).resolve()
-        config = Config.from_json(run_dir / "config.json")
-        fixed = [flag(name) for name in given if name not in RESUME_MAY_CHANGE]
-        if fixed:
-            raise ConfigError(
-                f"{fixed[0]} cannot change on --resume: it would be another experiment; "
-                f"start a new run for it."
-            )
-        return dataclasses.replace(config, **given).resolved(), run_dir, True
-    config = make_config(given.pop("preset", "pong"), **given).resolved()
-    if config.bind:
-        from common.keys import require_keys_beyond_loopback
-
-        require_keys_beyond_loopback(config.bind, config.keys)
-    if config.run_dir:
-        run_dir = Path(config.run_dir)
-    else:
-        game = config.env.split(":")[-1].replace("/", "-")
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(STARTED))
-        run_dir = Path("runs") / f"{game}-{config.preset}-{config.seed}-{stamp}"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot make the run folder {run_dir}: {error.strerror}; choose another --run-dir."
-        ) from None
-    return config, run_dir.resolve(), False
-
-
-def flag_parser() -> argparse.ArgumentParser:
-    """One flag per field of Config; only those given appear in the result."""
-    parser = argparse.ArgumentParser(
-        prog="launch.py",
-        description="Train. Defaults are the preset's; `pong` solves Pong soonest.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"volley {VERSION}")
-    parser.add_argument("--resume", metavar="RUN", help="Go on with the run in this folder.")
-    groups: dict[str, Any] = {}
-    for doc in field_docs():
-        if doc.group not in groups:
-            groups[doc.group] = parser.add_argument_group(doc.group)
-        options: dict[str, Any] = {"dest": doc.name, "help": f"{doc.help} (pong: {doc.default})"}
-        if doc.type is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif get_origin(doc.type) is Literal:
-            options |= {"type": str, "metavar": "|".join(get_args(doc.type))}
-        else:
-            kind = int if doc.type == int | None else doc.type
-            options |= {"type": kind, "metavar": kind.__name__.upper()}
-        options["help"] = options["help"].replace("%", "%%")
-        groups[doc.group].add_argument(flag(doc.name), **options)
-    return parser
-
-
-@contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Keep every other run out of the folder. Raises ConfigError when one is in it."""
-    try:
-        file = (run_dir / "lock").open("w")
-    except OSError as error:
-        raise ConfigError(
-            f"Cannot write to the run folder {run_dir}: {error.strerror}; choose another --run-dir."
-        ) from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{run_dir} is in use by another run: choose another --run-dir, or end that run."
-            ) from None
-        yield
+# -- commands -----------------------------------------------------------------------------------
 
 
 def command(words: list[str]) -> list[str]:
@@ -339,10 +244,13 @@ def learner_environment(config: Config) -> dict[str, str]:
     return {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
-def resume_command(run_dir: Path) -> str:
+def resume_hint(run_dir: Path) -> str:
+    """How to go on with a run; empty while it has nothing to go on from."""
+    if not has_checkpoint(run_dir):
+        return ""
     with contextlib.suppress(ValueError):
         run_dir = run_dir.relative_to(Path.cwd())
-    return shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])
+    return "Go on with: " + shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])
 
 
 if __name__ == "__main__":

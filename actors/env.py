@@ -18,7 +18,7 @@ import numpy as np
 from ale_py.env import AtariEnv
 from gymnasium import spaces
 
-from common.config import ConfigError
+from common.errors import ConfigError
 
 try:
     import cv2

@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from actors.game import Game, make_game
 from actors.policy import epsilon_greedy
-from common.config import FRAME_SHAPE, STACK, Config, ConfigError
+from common.config import FRAME_SHAPE, STACK, Config
+from common.errors import ConfigError
 from common.network import DQN, network_for
 
 MAX_IDLE_ENV_STEPS = 30

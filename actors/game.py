@@ -19,7 +19,7 @@ from gymnasium.wrappers import TimeLimit
 
 from actors.env import SKIP, Env, has_fire, open_env
 from actors.screen import Screen
-from common.config import ConfigError
+from common.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ import numpy as np
 from actors.accumulator import Accumulator, with_episode
 from actors.game import make_game
 from actors.policy import epsilon_greedy
-from common.config import FRAME_SHAPE, STACK, Config, ConfigError
+from common.config import FRAME_SHAPE, STACK, Config
+from common.errors import ConfigError
 from common.messages import Chunk, EpisodeStats, Spec
 from common.network import load_state_vector, network_for
 from common.timings import Timings

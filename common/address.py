@@ -1,11 +1,41 @@
 """Where the learner listens: a private socket file, or what --bind says."""
 
+import ipaddress
 import os
+import re
 from pathlib import Path
 
-from common.config import Config, ConfigError
+from common.config import Config
+from common.errors import ConfigError
 
 _IPC_PATH_LIMIT = 100  # sun_path holds 107 characters; leave room for libzmq's suffixes
+
+
+def check_bind(bind: str, keys: str) -> None:
+    """Raises ConfigError unless `bind` is an address that actors can find, and only they.
+
+    Anything that other machines can reach needs keys.
+    """
+    if not bind:
+        return
+    match = re.fullmatch(r"tcp://(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):(\d+)", bind)
+    if not match or not 0 < int(match[2]) < 65536:
+        raise ConfigError(
+            f"--bind is {bind!r}, expected tcp://HOST:PORT with a port of 1 to 65535, for example "
+            "tcp://127.0.0.1:5555."
+        )
+    if not _loopback(match[1]) and not keys:
+        raise ConfigError(
+            f"--bind {bind} can be reached from other machines: make keys with "
+            "`launch.py keys FOLDER` and pass --keys FOLDER."
+        )
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def ipc_endpoint(folder: Path) -> str:
@@ -27,13 +57,14 @@ def ipc_endpoint(folder: Path) -> str:
     return f"ipc://{path}"
 
 
+def endpoint(config: Config, run_dir: Path) -> str:
+    """Where the learner listens."""
+    return config.bind or ipc_endpoint(run_dir / "ipc")
+
+
 def connect_endpoint(config: Config, run_dir: Path) -> str:
     """Where this machine's actors find the learner; a wildcard host means this machine too."""
     address = endpoint(config, run_dir)
     for wildcard in ("//*:", "//0.0.0.0:"):
         address = address.replace(wildcard, "//127.0.0.1:")
     return address
-
-
-def endpoint(config: Config, run_dir: Path) -> str:
-    return config.bind or ipc_endpoint(run_dir / "ipc")

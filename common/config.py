@@ -1,26 +1,21 @@
-"""One frozen dataclass holds every setting; the flags, the help and the presets follow from it.
+"""One frozen dataclass holds every setting; the flags and their help follow from it.
 
 A bare string that starts with `## ` opens a group of flags; the string under a field is its help.
 """
 
-import ast
 import dataclasses
-import difflib
 import hashlib
-import inspect
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from common.errors import ConfigError
+from common.machine import cores
+
 FRAME_SHAPE = (84, 84)
 STACK = 4  # frames in one observation
 VERSION = "0.1.0"
-
-
-class ConfigError(ValueError):
-    """A setting is wrong. The message is one sentence for the user (exit code 2)."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +50,8 @@ class Config:
 
     """## Acting"""
     actors: int | None = None
-    """Actor processes; left out: one per core, less one for the learner; 0: everything in this
-    process in lock-step (bit-reproducible on the CPU)."""
+    """Actor processes; left out: half of the cores, or all but one with --cuda; 0: everything in
+    this process in lock-step (bit-reproducible on the CPU)."""
     envs_per_actor: int = 8
     """Games per actor, stepped in turn with one batched forward pass."""
     epsilon_start: float = 1.0
@@ -158,7 +153,7 @@ class Config:
         if self.batch_size > self.learning_starts_transitions:
             raise ConfigError(
                 f"--batch-size ({self.batch_size}) exceeds --learning-starts-transitions "
-                f"({self.learning_starts_transitions}): a batch is drawn without replacement; "
+                f"({self.learning_starts_transitions}): the first batch could not be filled; "
                 "raise the one or lower the other."
             )
         if self.replay_transitions < 2 * self.chunk_transitions:
@@ -193,13 +188,15 @@ class Config:
 
     def resolved(self) -> "Config":
         """The same with what depends on the machine filled in (actors, threads)."""
-        threads = self.learner_threads or max(1, _cores() - self.actor_count)
+        threads = self.learner_threads or max(1, cores() - self.actor_count)
         return dataclasses.replace(self, actors=self.actor_count, learner_threads=threads)
 
     @property
     def actor_count(self) -> int:
         """`actors`, or what suits the machine when it is left out."""
-        return max(1, _cores() - 1) if self.actors is None else self.actors
+        if self.actors is not None:
+            return self.actors
+        return max(1, cores() - 1) if self.cuda else max(1, cores() // 2)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -242,98 +239,10 @@ _RANGES: list[tuple[str, float, float]] = [
     ("checkpoints_kept", 1, 1000),
 ]
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "pong": {},
-    # The reference program, number for number: one game, one update per env step.
-    "book": {
-        "envs_per_actor": 1,
-        "chunk_transitions": 16,
-        "epsilon_final": 0.02,
-        "epsilon_decay_env_steps": 100_000,
-        "n_step": 1,
-        "replay_transitions": 10_000,
-        "learning_starts_transitions": 10_000,
-        "prioritized": False,
-        "samples_per_insert": 32.0,
-        "network": "nature",
-        "standardize": False,
-        "loss": "mse",
-        "learning_rate": 1e-4,
-        "max_grad_norm": 0.0,
-        "target_sync_period_updates": 1_000,
-        "publish_period_updates": 8,
-    },
-    "atari": {
-        "noop_max": 30,
-        "episodic_life": True,
-        "clip_rewards": True,
-        "reward": 1e9,
-        "epsilon_final": 0.01,
-        "epsilon_decay_env_steps": 1_000_000,
-        "n_step": 3,
-        "network": "nature",
-        "dueling": True,
-        "double": True,
-        "replay_transitions": 1_000_000,
-        "learning_starts_transitions": 50_000,
-        "learning_rate": 1e-4,
-        "adam_epsilon": 1.5e-4,
-        "samples_per_insert": 8.0,
-        "target_sync_period_updates": 2_000,
-    },
-}
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
 
 def flag(field_name: str) -> str:
     """`max_minutes` -> `--max-minutes`."""
     return "--" + field_name.replace("_", "-")
-
-
-def make_config(preset: str, **overrides: Any) -> Config:
-    """A preset with some fields replaced. Raises ConfigError naming what is wrong."""
-    if preset not in PRESETS:
-        raise ConfigError(
-            f"Unknown preset {preset!r}{did_you_mean(preset, PRESETS)}; "
-            f"the presets are {', '.join(PRESETS)}."
-        )
-    return Config(**{"preset": preset, **PRESETS[preset], **overrides})
-
-
-def did_you_mean(word: str, known: Any) -> str:
-    """', did you mean a or b' for the closest of the known words, else nothing."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-    return f", did you mean {' or '.join(close)}" if close else ""
-
-
-@dataclass(frozen=True)
-class FieldDoc:
-    """What the command line shows of one field."""
-
-    name: str
-    group: str
-    help: str
-    type: Any
-    default: Any
-
-
-def field_docs() -> list[FieldDoc]:
-    """The fields in order, with the group and the help read from this file's own strings."""
-    hints, docs, group = get_type_hints(Config), [], ""
-    defaults = {f.name: f.default for f in dataclasses.fields(Config)}
-    body = ast.parse(inspect.getsource(Config)).body[0].body  # type: ignore[attr-defined]
-    for here, after in zip(body, [*body[1:], None], strict=True):
-        if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name):
-            name = here.target.id
-            text = " ".join(ast.literal_eval(after.value).split())
-            docs.append(FieldDoc(name, group, text, hints[name], defaults[name]))
-        elif isinstance(here, ast.Expr) and ast.literal_eval(here.value).startswith("## "):
-            group = ast.literal_eval(here.value)[3:]
-    return docs
 
 
 def _field_values(config: Config) -> list[tuple[str, Any]]:

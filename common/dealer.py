@@ -13,16 +13,19 @@ import zmq
 
 from common import messages
 from common.config import Config
-from common.keys import ActorKeys
-from common.messages import Ack, BadMessage, Chunk, Header, Hello, Spec, Type, Weights
-
-
-class Refused(Exception):
-    """The learner refused this actor. `exit_code` is what the actor process should end with."""
-
-    def __init__(self, reason: str, exit_code: int) -> None:
-        super().__init__(reason)
-        self.exit_code = exit_code
+from common.errors import AUTHENTICATION, MISMATCH, Refused
+from common.keys import ActorKeys, HandshakeWatch
+from common.messages import (
+    Ack,
+    BadMessage,
+    Chunk,
+    Header,
+    Hello,
+    OtherProtocol,
+    Spec,
+    Type,
+    Weights,
+)
 
 
 class LearnerGone(Exception):
@@ -56,7 +59,7 @@ class ActorEndpoint:
         self._sent_seq = self._granted_seq = 0  # chunks up to these: transmitted; allowed to be
         self._newest_version = self._asked_version = self._have_version = -1
         self._fresh: Weights | None = None
-        self._welcomed = self.said_goodbye = False
+        self._welcomed = self._ever_welcomed = self.said_goodbye = False
         self._last_heard = self._last_asked = self._last_progress = time.monotonic()
         self._resend_seconds = 1.0
         self._context = zmq.Context()
@@ -69,8 +72,7 @@ class ActorEndpoint:
             self._receive(100)
             self._on_wait()
             if time.monotonic() > deadline:
-                hint = "; does it have our key?" if self._keys else ""
-                raise LearnerGone(f"no answer from {self.address} in {timeout_seconds:g} s{hint}")
+                raise LearnerGone(f"no answer from {self.address} in {timeout_seconds:g} s")
             if time.monotonic() - self._last_asked > 1.0:
                 self._hello()
 
@@ -109,6 +111,7 @@ class ActorEndpoint:
         return len(self._window)
 
     def close(self) -> None:
+        self._watch.close()
         self._context.destroy(linger=0)
 
     def _connect(self) -> None:
@@ -120,12 +123,14 @@ class ActorEndpoint:
         self._dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         if self._keys:
             self._keys.apply(self._dealer)
+        self._watch = HandshakeWatch(self._dealer)
         self._dealer.connect(self.address)
         self._connected_at = time.monotonic()
         self._hello()
 
     def _reconnect(self) -> None:
         """A link that went dead without a word (a black hole, a moved learner): start it anew."""
+        self._watch.close()
         self._dealer.close(linger=0)
         self._welcomed = False
         self._connect()
@@ -143,6 +148,9 @@ class ActorEndpoint:
             frame = self._dealer.recv(copy=False).buffer
             try:
                 self._handle(messages.decode_header(frame), frame)
+            except OtherProtocol as error:
+                why = f"{error}: install the same version of Volley on both"
+                raise self._refused(why, MISMATCH) from None
             except BadMessage:
                 continue  # not from our learner, or damaged; what matters is repeated
         self._keep_house()
@@ -162,16 +170,19 @@ class ActorEndpoint:
                 self._have_version, self._fresh = weights.version, weights
         elif header.type == Type.REJECT:
             reject = messages.decode_reject(frame)
-            raise Refused(reject.reason, reject.exit_code)
+            raise self._refused(reject.reason, reject.exit_code)
         elif header.type == Type.BYE:
             self.said_goodbye = True
             raise LearnerGone("the learner has finished")
+
+    def _refused(self, reason: str, exit_code: int) -> Refused:
+        return Refused(f"the learner refused actor {self.actor_id}: {reason}.", exit_code)
 
     def _welcome(self, ack: Ack) -> None:
         oldest = self._window[0][0] if self._window else self._seq + 1
         if ack.acked_seq < oldest - 1:
             raise LearnerGone("the learner was restarted and no longer knows this session")
-        self._welcomed = True
+        self._welcomed = self._ever_welcomed = True
         self._sent_seq = ack.acked_seq
 
     def _acknowledged(self, ack: Ack) -> None:
@@ -186,7 +197,9 @@ class ActorEndpoint:
         """What the clock demands: send, ask, ping, resend, reconnect, give up."""
         now = time.monotonic()
         silent = now - self._last_heard
-        if silent > self._silent_seconds:
+        if not self._welcomed and (why := self._watch.refusal()):
+            raise self._refused(why, AUTHENTICATION)
+        if silent > self._silent_seconds and self._ever_welcomed:
             raise LearnerGone(f"nothing heard of the learner for {self._silent_seconds:g} s")
         if silent > self._reconnect_seconds < now - self._connected_at:
             self._reconnect()

@@ -15,8 +15,9 @@ from typing import Any
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils.monitor import parse_monitor_message
 
-from common.config import ConfigError
+from common.errors import ConfigError
 
 _DOMAIN = "volley"
 
@@ -59,6 +60,42 @@ class LearnerKeys:
         router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
 
+class HandshakeWatch:
+    """Tells why a connection is not let in; without it libzmq fails in silence.
+
+    dealer: not yet connected.
+    """
+
+    _RETRIES = 5  # a peer that just died looks like a learner with another key, once
+
+    def __init__(self, dealer: Any) -> None:
+        self._dealer, self._failures = dealer, 0
+        self._monitor = dealer.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_FAILED_AUTH
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+            | zmq.EVENT_HANDSHAKE_SUCCEEDED
+        )
+
+    def refusal(self) -> str:
+        """The reason, for the user; empty while there is hope."""
+        while self._monitor.poll(0):
+            event = parse_monitor_message(self._monitor.recv_multipart())["event"]
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                return "its key is not among the learner's authorized/*.public"
+            if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                return "one of them uses keys and the other does not: give both --keys, or neither"
+            succeeded = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self._failures = 0 if succeeded else self._failures + 1
+            if self._failures >= self._RETRIES:
+                return "the learner does not hold the secret to our learner.public"
+        return ""
+
+    def close(self) -> None:
+        self._dealer.disable_monitor()
+        self._monitor.close()
+
+
 def create_keys(folder: Path) -> None:
     """Make both pairs and authorize the actor's. Raises ConfigError rather than overwrite."""
     if folder.exists() and any(folder.iterdir()):
@@ -84,17 +121,6 @@ def load_actor_keys(folder: Path) -> ActorKeys:
         _read(folder / "actor.public"),
         _read(folder / "learner.public"),
     )
-
-
-def require_keys_beyond_loopback(address: str, keys: str) -> None:
-    """Raises ConfigError when `address` can be reached from other machines and no keys are set."""
-    host = address.removeprefix("tcp://").rpartition(":")[0]
-    local = address.startswith("ipc://") or host in ("localhost", "[::1]") or host[:4] == "127."
-    if not local and not keys:
-        raise ConfigError(
-            f"--bind {address} can be reached from other machines: make keys with "
-            "`launch.py keys FOLDER` and pass --keys FOLDER."
-        )
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:

@@ -32,6 +32,14 @@ class BadMessage(ValueError):
     """A message that no honest peer of this version sends. Carries one sentence."""
 
 
+class OtherProtocol(BadMessage):
+    """A peer of another version. What can be said to it: this much of the header never changes."""
+
+    def __init__(self, version: int, session: int) -> None:
+        super().__init__(f"protocol version {version}, expected {PROTOCOL}")
+        self.version, self.session = version, session
+
+
 class Type(enum.IntEnum):
     """Message types; actor to learner below 16, learner to actor from 16 on."""
 
@@ -148,9 +156,9 @@ class Weights:
 ANY_SESSION = 0  # of messages that are the same for every actor
 
 
-def encode(header: Header, meta: Any = None, *buffers: Any) -> bytes:
+def encode(header: Header, meta: Any = None, *buffers: Any, protocol: int = PROTOCOL) -> bytes:
     packed = msgpack.packb(meta)
-    head = _HEADER.pack(MAGIC, PROTOCOL, header.type, header.session, header.seq, len(packed))
+    head = _HEADER.pack(MAGIC, protocol, header.type, header.session, header.seq, len(packed))
     return b"".join([head, packed, *buffers])
 
 
@@ -160,7 +168,7 @@ def decode_header(frame: memoryview) -> Header:
         raise BadMessage("not a message of this protocol")
     _, protocol, kind, session, seq, _ = _HEADER.unpack_from(frame)
     if protocol != PROTOCOL:
-        raise BadMessage(f"protocol version {protocol}, expected {PROTOCOL}")
+        raise OtherProtocol(protocol, session)
     try:
         return Header(Type(kind), session, seq)
     except ValueError:
@@ -218,8 +226,10 @@ def decode_ack(frame: memoryview) -> Ack:
     return Ack(*_fields(_meta_only(frame), int, int, int, int))
 
 
-def encode_reject(session: int, reject: Reject) -> bytes:
-    return encode(Header(Type.REJECT, session), [reject.reason[:1000], reject.exit_code])
+def encode_reject(session: int, reject: Reject, protocol: int = PROTOCOL) -> bytes:
+    """protocol: the peer's; HELLO and REJECT look the same in every version."""
+    meta = [reject.reason[:1000], reject.exit_code]
+    return encode(Header(Type.REJECT, session), meta, protocol=protocol)
 
 
 def decode_reject(frame: memoryview) -> Reject:

@@ -1,12 +1,17 @@
 """What a run shows and keeps: TensorBoard, metrics.csv, the console, named timings."""
 
 import collections
+import contextlib
 import csv
 import dataclasses
+import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from common.config import Config
+from common.run_folder import replace_file
 
 COLUMNS = (
     *("kind", "wall_seconds", "env_steps", "updates", "games", "score", "mean_score_100"),
@@ -44,40 +49,68 @@ class Scores:
 
 
 class Metrics:
-    """Writes the records of one run folder. `resume_env_steps`: where a resumed run goes on."""
+    """Writes the records of one run folder: TensorBoard events and metrics.csv.
+
+    A disk that is full or gone costs rows and points, never the run: `error` says what is wrong,
+    and every `flush` tries again. resume_env_steps: where a resumed run goes on; what was recorded
+    beyond it is lived through again, so it is dropped.
+    """
 
     def __init__(self, config: Config, run_dir: Path, resume_env_steps: int | None = None) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter  # 2 s: only who writes pays
-
-        self._writer = SummaryWriter(str(run_dir), purge_step=resume_env_steps, flush_secs=10)
-        path = run_dir / "metrics.csv"
-        if resume_env_steps is not None and path.exists():
-            _trim_csv(path, resume_env_steps)
-        fresh = not path.exists()
-        self._file: TextIO = path.open("a", newline="")
-        self._csv = csv.DictWriter(self._file, COLUMNS, restval="")
-        if fresh:
-            self._csv.writeheader()
+        self.error: OSError | None = None
+        self._run_dir, self._csv_path = run_dir, run_dir / "metrics.csv"
+        if resume_env_steps is not None and self._csv_path.exists():
+            _trim_csv(self._csv_path, resume_env_steps)
+        self._whole_bytes = self._csv_path.stat().st_size if self._csv_path.exists() else 0
+        self._open(None if resume_env_steps is None else resume_env_steps + 1)
         rows = [f"|{f.name}|{getattr(config, f.name)}|" for f in dataclasses.fields(config)]
         self._writer.add_text("config", "\n".join(["|setting|value|", "|-|-|", *rows]))
 
     def scalars(self, values: dict[str, float], env_steps: int) -> None:
-        for tag, value in values.items():
-            if value == value:  # TensorBoard draws NaN as a triangle; leave it out
-                self._writer.add_scalar(tag, value, env_steps)
+        with self._surviving():
+            for tag, value in values.items():
+                if value == value:  # TensorBoard draws NaN as a triangle; leave it out
+                    self._writer.add_scalar(tag, value, env_steps)
 
     def row(self, kind: str, values: dict[str, Any]) -> None:
         """kind: "game" or "period"; floats are written with 6 significant digits."""
         shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()}
-        self._csv.writerow({"kind": kind, **shown})
+        with self._surviving():
+            self._csv.writerow({"kind": kind, **shown})
 
     def flush(self) -> None:
-        self._file.flush()
-        self._writer.flush()
+        """Onto the disk; after trouble into fresh files, since a broken one cannot go on."""
+        with self._surviving():
+            if self.error:
+                self.close()
+                self._open(None)
+                self.error = None
+            self._file.flush()
+            self._whole_bytes = self._file.tell()
+            self._writer.flush()
 
     def close(self) -> None:
-        self._file.close()
-        self._writer.close()
+        for stream in (self._file, self._writer):
+            with contextlib.suppress(OSError):
+                stream.close()
+
+    def _open(self, purge_step: int | None) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter  # 2 s: only who writes pays
+
+        if self._csv_path.exists():  # a row may have been cut short
+            os.truncate(self._csv_path, self._whole_bytes)
+        self._file: TextIO = self._csv_path.open("a", newline="")
+        self._csv = csv.DictWriter(self._file, COLUMNS, restval="")
+        if not self._whole_bytes:
+            self._csv.writeheader()
+        self._writer = SummaryWriter(str(self._run_dir), purge_step=purge_step, flush_secs=10)
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = error
 
 
 def _trim_csv(path: Path, env_steps: int) -> None:
@@ -88,7 +121,8 @@ def _trim_csv(path: Path, env_steps: int) -> None:
             for row in csv.DictReader(file)
             if None not in row.values() and int(row["env_steps"]) <= env_steps
         ]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    kept = io.StringIO(newline="")
+    writer = csv.DictWriter(kept, COLUMNS, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(path, kept.getvalue())

@@ -17,11 +17,22 @@ from pathlib import Path
 import zmq
 
 from common import messages
-from common.config import Config, ConfigError
+from common.config import Config
+from common.errors import MISMATCH, ConfigError
 from common.keys import LearnerKeys
-from common.messages import Ack, BadMessage, Chunk, Header, Hello, Reject, Spec, Type, Weights
+from common.messages import (
+    Ack,
+    BadMessage,
+    Chunk,
+    Header,
+    Hello,
+    OtherProtocol,
+    Reject,
+    Spec,
+    Type,
+    Weights,
+)
 
-_EXIT_MISMATCH = 3
 _REPLACED = "this actor was silent too long, or another with its number took its place"
 
 
@@ -195,8 +206,13 @@ class LearnerEndpoint:
             if len(parts) != 2:
                 self._refuse(f"a message of {len(parts) - 1} frames, expected 1")
                 continue
+            route = parts[0].bytes
             try:
-                self._handle(parts[0].bytes, parts[1].buffer, _user_id(parts[1]))
+                self._handle(route, parts[1].buffer, _user_id(parts[1]))
+            except OtherProtocol as error:
+                self._refuse(str(error))
+                reject = Reject(f"{error}: install the same version of Volley on both", MISMATCH)
+                self._send(route, messages.encode_reject(error.session, reject, error.version))
             except BadMessage as error:
                 self._refuse(str(error))
         return False
@@ -241,7 +257,7 @@ class LearnerEndpoint:
             ours = self.config.agreement().get(name)
             reason = f"{name} is {theirs.get(name)!r} at the actor, {ours!r} at the learner"
             self._refuse(reason)
-            self._reject(route, session_id, reason, _EXIT_MISMATCH)
+            self._reject(route, session_id, reason, MISMATCH)
             return
         session = self._sessions.get(session_id)
         if session is None:

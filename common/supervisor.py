@@ -97,13 +97,13 @@ class Supervisor:
     _: KW_ONLY
     logs: Path
     log: Callable[[str], None]
-    resume_hint: str = ""  # the command that would resume this run
+    resume_hint: Callable[[], str] = lambda: ""  # how to go on with this run; empty: it cannot be
     stall_seconds: float = 30.0
     start_seconds: float = 120.0  # from the start of a child to its first beat
     backoff_seconds: float = 0.5
     max_deaths: int = 5
     death_window_seconds: float = 60.0
-    grace_seconds: float = 60.0  # what the learner gets to save
+    grace_seconds: float = 60.0  # what the ending learner gets from its last sign of life
     fatal_actor_codes: frozenset[int] = frozenset({2, 3, 4})
     user_error_codes: frozenset[int] = frozenset({2, 3, 4, 5})  # the message says it all
     restarts: int = field(default=0, init=False)
@@ -156,7 +156,7 @@ class Supervisor:
             if actor.start_at is not None and actor.start_at <= now:
                 self._start_actor(actor)
         self._check_stalls()
-        if now >= self._deadline:
+        if now >= self._deadline and self._silence(self._learner) >= self.grace_seconds:
             self._say(f"the learner did not end within {self.grace_seconds:.0f} s: killed")
             self._learner.kill()
             return self._learner_left(-signal.SIGKILL)
@@ -208,11 +208,10 @@ class Supervisor:
 
     def _learner_left(self, code: int) -> int:
         clean = code in (0, INTERRUPTED)
-        if self._ending is not None and code == -signal.SIGTERM:
-            self._say("the learner was ended by SIGTERM before it could save")
-        elif code < 0:
-            hint = f"; resume with {self.resume_hint}" if self.resume_hint else ""
-            self._say(f"the learner was {_describe(code)}{hint}")
+        if self._ending and code == -signal.SIGTERM and not self._has_beaten(self._learner):
+            return self._ending  # asked to leave before it had begun: there was nothing to save
+        if code < 0:
+            self._say(f"the learner was {_describe(code)}. {self.resume_hint()}".rstrip())
         elif not clean and code not in self.user_error_codes:
             self._say(f"the learner {_describe(code)}")
         if not clean:
@@ -250,6 +249,10 @@ class Supervisor:
 
     def _has_beaten(self, child: _Child) -> bool:
         return child.slot is None or self.heartbeats.age_seconds(child.slot) < math.inf
+
+    def _silence(self, child: _Child) -> float:
+        """Seconds since its last sign of life."""
+        return math.inf if child.slot is None else self.heartbeats.age_seconds(child.slot)
 
     def _end_actors(self, wakeups: int) -> None:
         """The learner has gone: its actors get a short time to leave by themselves."""

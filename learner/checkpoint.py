@@ -6,7 +6,8 @@ A checkpoint is a folder `step-<env_steps>` with
   replay-<a>-<b>.z        transitions a to b as they lie in the ring, zlib level 1
   MANIFEST.json           SHA-256 of each of them
 It is written under another name, synced and renamed, so a folder of that name is complete; every
-byte is verified before use. Replay segments never change: a later checkpoint links them.
+byte is verified before use. Replay segments never change: a later checkpoint copies those that
+still verify instead of compressing them again, so damage to one checkpoint never reaches another.
 """
 
 import base64
@@ -18,6 +19,7 @@ import os
 import shutil
 import threading
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,15 +31,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from common.config import FRAME_SHAPE
+from common.errors import ConfigError, NoCheckpoint
 from common.messages import TRANSITION_DTYPE, Chunk
 from learner.replay import Replay, StoredChunk
 
+FORMAT = 1  # of state.json
+_REPLACED = "-replaced"
 _SEGMENT_CHUNKS = 64
 _LAYOUT_DTYPE = np.dtype("<i8")  # first_id, length, frame_start, frame_count per chunk
-
-
-class NoCheckpoint(RuntimeError):
-    """No checkpoint of the run verifies (exit code 5)."""
 
 
 class Damaged(RuntimeError):
@@ -55,121 +56,149 @@ class Snapshot:
 
 
 class Checkpointer:
-    """Writes the checkpoints of one run; `save` returns at once when `background`."""
+    """Writes the checkpoints of one run.
+
+    error: what kept the last one from being written, else None; training goes on without it.
+    """
 
     def __init__(self, folder: Path, replay: Replay, keep: int) -> None:
         self.folder, self.replay, self.keep = folder, replay, keep
-        self.error: OSError | None = None
+        self.error: Exception | None = None
         self._thread: threading.Thread | None = None
         for leftover in folder.glob("unfinished-*"):  # of a killed run; the folder is locked
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def save(self, snapshot: Snapshot, background: bool) -> None:
-        """Write one checkpoint; problems with the disk are left in `error`, training goes on."""
-        self.join()
-        if not background:
-            self._write(snapshot)
-            return
+    def save(self, snapshot: Snapshot) -> None:
+        """Write one checkpoint in a thread of its own, after the one before; returns at once
+        unless that one is still being written."""
+        self._join()
         self._thread = threading.Thread(target=self._write, args=[snapshot], name="checkpoint")
         self._thread.start()
 
-    def join(self) -> None:
-        if self._thread:
-            self._thread.join()
+    def save_now(self, snapshot: Snapshot, beat: Callable[[], None] = lambda: None) -> None:
+        """The same, done when it returns. beat: called every second or so meanwhile."""
+        self._join(beat)
+        self._write(snapshot, beat)
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _join(self, beat: Callable[[], None] = lambda: None) -> None:
+        while self._thread and self._thread.is_alive():
+            self._thread.join(1.0)
+            beat()
+
+    def _write(self, snapshot: Snapshot, beat: Callable[[], None] = lambda: None) -> None:
         self.error = None
         unfinished = self.folder / f"unfinished-{os.getpid()}"
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
-            first_id = self._segments(snapshot, unfinished)
-            _write_file(unfinished / "model.safetensors", save_tensors(snapshot.tensors))
-            state = snapshot.state | {"replay_first_id": first_id}
-            _write_file(unfinished / "state.json", _to_json(state))
-            _write_file(unfinished / "MANIFEST.json", _manifest(unfinished))
+            sums, first_id = self._segments(snapshot, unfinished, beat)
+            state = snapshot.state | {"format": FORMAT, "replay_first_id": first_id}
+            for name, content in (
+                ("model.safetensors", save_tensors(snapshot.tensors)),
+                ("state.json", _to_json(state)),
+            ):
+                sums[name] = _write_file(unfinished / name, content)
+            _write_file(unfinished / "MANIFEST.json", _manifest(sums))
             _sync(unfinished)
-            final = self.folder / f"step-{snapshot.env_steps:012d}"
-            replaced = final.with_name(final.name + "-replaced")  # still a checkpoint by its name
-            if final.exists():  # saved twice at one env step: never without either of them
-                shutil.rmtree(replaced, ignore_errors=True)
-                final.rename(replaced)
-            unfinished.rename(final)
-            shutil.rmtree(replaced, ignore_errors=True)
-            _sync(self.folder)
-            for old in list_checkpoints(self.folder)[self.keep :]:
-                shutil.rmtree(old, ignore_errors=True)
-        except OSError as error:
+            beat()
+            self._put_in_place(unfinished, f"step-{snapshot.env_steps:012d}")
+        except Exception as error:  # whatever it was, learning is worth more than this checkpoint
             self.error = error
             shutil.rmtree(unfinished, ignore_errors=True)
 
-    def _segments(self, snapshot: Snapshot, folder: Path) -> int:
-        """Link what an earlier checkpoint holds already, write the rest. -> first id kept.
+    def _put_in_place(self, unfinished: Path, name: str) -> None:
+        """From here on it counts; older ones go."""
+        final = self.folder / name
+        replaced = final.with_name(name + _REPLACED)  # still a checkpoint by its name
+        if final.exists():  # saved twice at one env step: never without either of them
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
+        unfinished.rename(final)
+        shutil.rmtree(replaced, ignore_errors=True)
+        _sync(self.folder)
+        for old in list_checkpoints(self.folder)[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        for old in sorted(self.folder.glob("damaged-*"))[:-1]:  # one is enough to look into
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _segments(
+        self, snapshot: Snapshot, folder: Path, beat: Callable[[], None]
+    ) -> tuple[dict[str, str], int]:
+        """Copy what the checkpoint before holds and still verifies, compress the rest.
 
         Training goes on meanwhile. A full ring overwrites its oldest chunks: a segment that was
         hit while it was being read is left out, since the ring has forgotten it too.
+        -> checksums by file name, first id kept.
         """
+        sums: dict[str, str] = {}
         if not snapshot.chunks:
-            return 0
+            return sums, 0
         first = done = snapshot.chunks[0].first_id
-        for earlier in list_checkpoints(self.folder)[:1]:
-            for path in sorted(earlier.glob("replay-*.z")):
-                start, end = _segment_range(path)
-                if end > first and start <= done and end <= snapshot.chunks[-1].end_id:
-                    _link(path, folder / path.name)
-                    done = end
+        for path, expected in _segments_of(list_checkpoints(self.folder)[:1]):
+            start, end = _segment_range(path)
+            if end > first and start <= done and end <= snapshot.chunks[-1].end_id:
+                beat()
+                content = path.read_bytes()
+                if _sha256(content) != expected:
+                    break  # damaged since: this and what follows is taken from the ring again
+                sums[path.name] = _write_file(folder / path.name, content)
+                done = end
         fresh = [chunk for chunk in snapshot.chunks if chunk.first_id >= done]
         for at in range(0, len(fresh), _SEGMENT_CHUNKS):
+            beat()
             chunks = fresh[at : at + _SEGMENT_CHUNKS]
             packed = _pack_segment(self.replay, chunks)
             if self.replay.first_id > chunks[0].first_id:
                 first = chunks[-1].end_id
                 continue
             name = f"replay-{chunks[0].first_id:014d}-{chunks[-1].end_id:014d}.z"
-            _write_file(folder / name, packed)
-        return first
+            sums[name] = _write_file(folder / name, packed)
+        return sums, first
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, newest first; one that was being replaced after its successor."""
-    suffix = "-replaced"
     return sorted(
         folder.glob("step-*"),
-        key=lambda path: (path.name.removesuffix(suffix), not path.name.endswith(suffix)),
+        key=lambda path: (path.name.removesuffix(_REPLACED), not path.name.endswith(_REPLACED)),
         reverse=True,
     )
 
 
-def load_newest(folder: Path, replay: Replay, log: Any = print) -> tuple[dict[str, Tensor], Any]:
+def load_newest(
+    folder: Path, replay: Replay, check: Callable[[Any], None], log: Callable[[str], None]
+) -> tuple[dict[str, Tensor], Any]:
     """Fill `replay` from the newest checkpoint that verifies. -> tensors, state.
 
-    Says through `log` which ones did not. Raises NoCheckpoint when none does.
+    check: raises, with the state, when the checkpoint is not of this run; called before the
+    replay is touched. Says through `log` what did not verify. Raises NoCheckpoint when none does.
     """
     for path in list_checkpoints(folder):
         try:
             verify(path)
             tensors = load_tensors((path / "model.safetensors").read_bytes())
             state = _from_json((path / "state.json").read_bytes())
+            if state.get("format") != FORMAT:
+                raise ConfigError(
+                    f"{path} was written by another version of Volley (format "
+                    f"{state.get('format')}, this version reads {FORMAT})."
+                )
+            check(state)
             _load_replay(path, replay, state["replay_first_id"])
             return tensors, state
         except OSError as error:  # perhaps a passing fault of the disk: left where it is
             log(f"Checkpoint {path.name} is not used: {error}")
-        except (Damaged, SafetensorError, zlib.error, ValueError, KeyError) as error:
+        except (Damaged, SafetensorError, zlib.error) as error:
             log(f"Checkpoint {path.name} is not used: {error}")
             with contextlib.suppress(OSError):  # later checkpoints must not build on it
                 path.rename(path.with_name(f"damaged-{path.name}"))
+        replay.clear()
     raise NoCheckpoint(f"No checkpoint in {folder} verifies: start a new run.")
 
 
 def verify(path: Path) -> None:
     """Raises Damaged unless the folder holds exactly what its manifest says, byte for byte."""
-    try:
-        manifest = json.loads((path / "MANIFEST.json").read_bytes())
-        sums, own = manifest["files"], manifest["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise Damaged("its manifest cannot be read") from None
-    if own != _sha256(json.dumps(sums, sort_keys=True).encode()):
-        raise Damaged("its manifest is damaged")
+    sums = _read_manifest(path)
     found = {p.name for p in path.iterdir()} - {"MANIFEST.json"}
     if found != set(sums):
         odd = sorted(found ^ set(sums))[0]
@@ -216,10 +245,34 @@ def _load_replay(path: Path, replay: Replay, first_live_id: int) -> None:
                 replay.restore(stored, Chunk(frames, transitions, -1))
 
 
-def _manifest(folder: Path) -> bytes:
-    sums = {p.name: _sha256(p.read_bytes()) for p in sorted(folder.iterdir())}
-    own = _sha256(json.dumps(sums, sort_keys=True).encode())
-    return json.dumps({"files": sums, "sha256": own}, indent=1).encode()
+def _manifest(sums: dict[str, str]) -> bytes:
+    return json.dumps({"files": sums, "sha256": _sum_of_sums(sums)}, indent=1).encode()
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, str]:
+    """Checksums by file name. Raises Damaged when the manifest is not whole."""
+    try:
+        manifest = json.loads((checkpoint / "MANIFEST.json").read_bytes())
+        sums, own = dict(manifest["files"]), manifest["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise Damaged("its manifest cannot be read") from None
+    if own != _sum_of_sums(sums):
+        raise Damaged("its manifest is damaged")
+    return sums
+
+
+def _sum_of_sums(sums: dict[str, str]) -> str:
+    return _sha256(json.dumps(sums, sort_keys=True).encode())
+
+
+def _segments_of(checkpoints: list[Path]) -> list[tuple[Path, str]]:
+    """The replay's segments in a checkpoint, oldest first, with the checksums they should have."""
+    for checkpoint in checkpoints:
+        with contextlib.suppress(Damaged):
+            sums = _read_manifest(checkpoint)
+            names = sorted(name for name in sums if name.startswith("replay-"))
+            return [(checkpoint / name, sums[name]) for name in names]
+    return []
 
 
 def _segment_range(path: Path) -> tuple[int, int]:
@@ -231,18 +284,13 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _write_file(path: Path, content: bytes) -> None:
+def _write_file(path: Path, content: bytes) -> str:
+    """Onto the disk. -> checksum."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
+    return _sha256(content)
 
 
 def _sync(path: Path) -> None:

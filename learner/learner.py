@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from common.address import endpoint
-from common.config import Config, ConfigError
-from common.keys import load_learner_keys, require_keys_beyond_loopback
+from common.config import Config
+from common.console import say
+from common.errors import ConfigError
+from common.keys import load_learner_keys
 from common.lifeline import StopSignal
+from common.machine import available_memory_bytes
 from common.messages import Chunk, Weights
 from common.network import state_vector
 from common.router import LearnerEndpoint
@@ -55,10 +57,9 @@ class Learner:
         replay_device = device if config.replay_device == "cuda" else torch.device("cpu")
         check_fits(config, *available_memory(replay_device))
         gib = planned_bytes(config) / 2**30
-        print(
+        say(
             f"Learner on {device} with {config.learner_threads} CPU thread(s); replay of "
-            f"{config.replay_transitions:,} transitions, {gib:.2f} GiB on {replay_device}.",
-            flush=True,
+            f"{config.replay_transitions:,} transitions, {gib:.2f} GiB on {replay_device}."
         )
         self.trainer = Trainer(config, device)
         self.replay = Replay(config, make_sampler(config), replay_device)
@@ -129,31 +130,52 @@ class Learner:
         self.trainer.check_weights()
         self.records.save_policy(self.trainer.online, self.updates, self.inserted)
 
-    def save(self, background: bool = True) -> None:
-        """A checkpoint of everything."""
-        self.trainer.check_weights()
+    def save(self) -> None:
+        """A checkpoint of everything, written while learning goes on."""
         with self.timings.section("checkpoint"):
-            state = {
-                "agreement": self.config.agreement(),
-                "updates": self.updates,
-                "inserted": self.inserted,
-                "sampled": self.sampled,
-                "weights_version": self.weights_version,
-                "first_id": self.replay.first_id,
-                "end_id": self.replay.end_id,
-                "sampler": self.replay.sampler.state_dict(self.replay.first_id, self.replay.end_id),
-                "torch_rng": torch.get_rng_state().numpy(),
-                "records": self.records.state_dict(),
-                "player": self._player and self._player.state_dict(),
+            self.checkpoints.save(self._snapshot())
+
+    def save_now(self, beat: Callable[[], None] = lambda: None) -> None:
+        """The same, done when it returns. beat: called every second or so meanwhile."""
+        with self.timings.section("checkpoint"):
+            self.checkpoints.save_now(self._snapshot(), beat)
+
+    def _snapshot(self) -> Snapshot:
+        self.trainer.check_weights()
+        state = {
+            "layout": self._layout(),
+            "updates": self.updates,
+            "inserted": self.inserted,
+            "sampled": self.sampled,
+            "weights_version": self.weights_version,
+            "first_id": self.replay.first_id,
+            "end_id": self.replay.end_id,
+            "sampler": self.replay.sampler.state_dict(self.replay.first_id, self.replay.end_id),
+            "torch_rng": torch.get_rng_state().numpy(),
+            "records": self.records.state_dict(),
+            "player": self._player and self._player.state_dict(),
+        }
+        tensors = self.trainer.tensors()
+        if self._player:
+            tensors |= {
+                f"player.{name}": tensor.clone()
+                for name, tensor in self._player.network.state_dict().items()
             }
-            tensors = self.trainer.tensors()
-            if self._player:
-                tensors |= {
-                    f"player.{name}": tensor.clone()
-                    for name, tensor in self._player.network.state_dict().items()
-                }
-            snapshot = Snapshot(self.inserted, tensors, state, list(self.replay.chunks))
-            self.checkpoints.save(snapshot, background)
+        return Snapshot(self.inserted, tensors, state, list(self.replay.chunks))
+
+    def _layout(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with the run that loads it."""
+        config = self.config
+        ours = {"replay_transitions": config.replay_transitions, "prioritized": config.prioritized}
+        return config.agreement() | ours
+
+    def _check_layout(self, state: Any) -> None:
+        for name, value in self._layout().items():
+            if (theirs := state["layout"].get(name)) != value:
+                raise ConfigError(
+                    f"The checkpoint in {self.run_dir} is of another game or network: its {name} "
+                    f"is {theirs!r}, this run's is {value!r}."
+                )
 
     def attach_player(self, player: Player) -> None:
         """Lock-step only: the games are part of every checkpoint, and resume with it."""
@@ -166,14 +188,8 @@ class Learner:
         player.network.load_state_dict(with_prefix(tensors, "player."))
 
     def _load(self) -> tuple[dict[str, Tensor], Any]:
-        tensors, state = load_newest(self.run_dir / "checkpoints", self.replay, log=print)
-        ours, theirs = self.config.agreement(), state["agreement"]
-        for name, value in ours.items():
-            if theirs.get(name) != value:
-                raise ConfigError(
-                    f"The checkpoint in {self.run_dir} is of another game or network: its {name} "
-                    f"is {theirs.get(name)!r}, this run's is {value!r}."
-                )
+        folder = self.run_dir / "checkpoints"
+        tensors, state = load_newest(folder, self.replay, self._check_layout, log=say)
         self.replay.end_id = state["end_id"]  # also where nothing of the ring could be kept
         self.trainer.load_tensors(tensors)
         self.trainer.updates = state["updates"]
@@ -182,7 +198,7 @@ class Learner:
         self.replay.sampler.load_state_dict(state["sampler"])
         self.replay.sampler.evicted(state["first_id"], max(state["first_id"], self.replay.first_id))
         torch.set_rng_state(torch.from_numpy(state["torch_rng"].copy()))
-        print(f"Resumed at {self.inserted:,} env steps, {self.updates:,} updates.", flush=True)
+        say(f"Resumed at {self.inserted:,} env steps, {self.updates:,} updates.")
         return tensors, state
 
 
@@ -199,50 +215,63 @@ def run_learner(
 
     started: the moment of the command (seconds since the epoch); beat: called every turn.
     """
-    learner = Learner(config, run_dir, resume, started)
-    transport = open_transport(config, run_dir)
-    transport.publish(Weights(learner.weights_version, state_vector(learner.trainer.online)))
-    transport.set_insert_limit(learner.insert_limit(), learner.inserted)
-    transport.start(learner.inserted)
-    reason, saved = "", time.monotonic()
+    transport = open_transport(config, run_dir)  # first: an address in use leaves no trace
     try:
-        while not reason:
-            beat()
-            for chunk in transport.drain():
-                learner.insert(chunk)
-            if learner.may_sample():
-                learner.update()
-                if learner.weights_due():
-                    with learner.timings.section("publish"):
-                        transport.publish(learner.weights())
-            else:
-                with learner.timings.section("wait"):
-                    transport.wait(0.1)
-            transport.set_insert_limit(learner.insert_limit(), learner.inserted)
-            learner.records.tick(learner, transport)
-            if 0 < config.checkpoint_period_seconds < time.monotonic() - saved:
-                saved = time.monotonic()
-                learner.save()
-            reason = stop.reason or learner.records.finished(learner.inserted)
+        learner = Learner(config, run_dir, resume, started)
+        transport.publish(Weights(learner.weights_version, state_vector(learner.trainer.online)))
+        transport.set_insert_limit(learner.insert_limit(), learner.inserted)
+        transport.start(learner.inserted)
+        reason = learn(learner, transport, stop, beat)
     finally:
         transport.stop()
     for chunk in transport.drain():  # acknowledged, so ours
         learner.insert(chunk)
-    finish(learner, transport, reason)
-    return 130 if stop.reason else 0
+    saved = finish(learner, transport, reason, beat)
+    return 1 if not saved else 130 if stop.reason else 0
 
 
-def finish(learner: Learner, transport: LearnerEndpoint | None, reason: str) -> None:
-    """The last checkpoint and result.json."""
-    learner.save(background=False)
-    learner.records.finish(learner, transport, reason)
+def learn(
+    learner: Learner, transport: LearnerEndpoint, stop: StopSignal, beat: Callable[[], None]
+) -> str:
+    """The loop. -> why it ended."""
+    reason, period, saved = "", learner.config.checkpoint_period_seconds, time.monotonic()
+    while not reason:
+        beat()
+        for chunk in transport.drain():
+            learner.insert(chunk)
+        if learner.may_sample():
+            learner.update()
+            if learner.weights_due():
+                with learner.timings.section("publish"):
+                    transport.publish(learner.weights())
+        else:
+            with learner.timings.section("wait"):
+                transport.wait(0.1)
+        transport.set_insert_limit(learner.insert_limit(), learner.inserted)
+        learner.records.tick(learner, transport)
+        if 0 < period < time.monotonic() - saved:
+            saved = time.monotonic()
+            learner.save()
+        reason = stop.reason or learner.records.finished(learner.inserted)
+    return reason
+
+
+def finish(
+    learner: Learner,
+    transport: LearnerEndpoint | None,
+    reason: str,
+    beat: Callable[[], None] = lambda: None,
+) -> bool:
+    """The last checkpoint and result.json. -> all of it written?"""
+    learner.save_now(beat)
+    if error := learner.checkpoints.error:
+        say(f"The last checkpoint could not be written: {error}; the one before is kept.")
+    return learner.records.finish(learner, transport, reason) and not error
 
 
 def open_transport(config: Config, run_dir: Path) -> LearnerEndpoint:
-    address = endpoint(config, run_dir)
-    require_keys_beyond_loopback(address, config.keys)  # also on --resume with another --bind
     keys = load_learner_keys(Path(config.keys)) if config.keys else None
-    return LearnerEndpoint(config, address, keys)
+    return LearnerEndpoint(config, endpoint(config, run_dir), keys)
 
 
 def make_sampler(config: Config) -> Sampler:
@@ -267,4 +296,4 @@ def learner_device(config: Config) -> torch.device:
 def available_memory(device: torch.device) -> tuple[int, str]:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0], "GPU memory"
-    return psutil.virtual_memory().available, "memory"
+    return available_memory_bytes(), "memory"

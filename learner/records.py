@@ -8,18 +8,24 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from common.config import VERSION, Config
+from common.console import say
 from common.messages import EpisodeStats
-from common.metrics import Metrics, Scores
+from common.metrics import SOLVED_GAMES, Metrics, Scores
 from common.router import LearnerEndpoint
+from common.run_folder import replace_file
 from common.schedules import ladder_epsilon, linear_epsilon
 from learner.checkpoint import write_policy
 from learner.dqn import UpdateStats
 
 if TYPE_CHECKING:
     from learner.learner import Learner
+
+
+WARNING_PERIOD_SECONDS = 60.0
 
 
 class Rates:
@@ -59,14 +65,18 @@ class Records:
         self.wall_before = 0.0  # seconds that earlier parts of a resumed run took
         self.solved = False
         self._started = started
-        self._lengths: collections.deque[int] = collections.deque(maxlen=100)
+        self._lengths: collections.deque[int] = collections.deque(maxlen=SOLVED_GAMES)
         self._lags: collections.deque[int] = collections.deque(maxlen=200)
         self._updates: list[UpdateStats] = []
         if saved:
             self.wall_before = saved["wall_seconds"]
             self.scores.last.extend(saved["last_scores"])
             self.scores.games = saved["games"]
-            self.scores.best_mean_100 = _from_null(saved["best_mean_100"])
+            # A policy of a part of the run that was lost in a crash is a policy all the same.
+            self.scores.best_mean_100 = max(
+                _from_null(saved["best_mean_100"]), best_mean_of(run_dir / "best.safetensors")
+            )
+            self._lengths.extend(saved["lengths"])
             self._lags.extend(saved["lags"])
             self._updates = [UpdateStats(*values) for values in saved["updates"]]
         self.metrics = Metrics(config, run_dir, env_steps if saved else None)
@@ -74,7 +84,8 @@ class Records:
         self._actor_rates = Rates()
         self._rates.start_from({"env_steps": env_steps, "updates": updates})
         self._speed = self._update_speed = 0.0
-        self._next_tick = self._ended_wall_seconds = 0.0
+        self._next_tick = self._ended_wall_seconds = self._next_warning = 0.0
+        self._policy_error: OSError | None = None
         self._refused = 0
         self._first = (time.monotonic(), env_steps)
 
@@ -91,11 +102,10 @@ class Records:
         self.scores.add(game.score)
         self._lengths.append(game.length_env_steps)
         mean, speed = self.scores.mean_100, self._speed_now(env_steps)
-        print(
+        say(
             f"{env_steps:>9,} env steps: game {self.scores.games} scored {game.score:+.0f}, "
             f"mean of last 100 {mean:+.2f}, epsilon {game.epsilon:.2f}, "
-            f"speed {speed:.0f} env steps/s",
-            flush=True,
+            f"speed {speed:.0f} env steps/s"
         )
         self.metrics.scalars(
             {
@@ -172,7 +182,8 @@ class Records:
                 {str(i): float(n) for i, n in dict(transport.steps_by_actor).items()}
             )
             values |= {f"actors/{i}/steps_per_s": speed for i, speed in speeds.items()}
-            values |= _mean_shares(transport.reports)
+            for actor_id, shares in list(transport.reports.items()):
+                values |= {f"timings/actor-{actor_id}/{k}": share for k, share in shares.items()}
         rates = self._rates.per_second(counts)
         self._speed, self._update_speed = rates["env_steps"], rates["updates"]
         values |= {
@@ -191,12 +202,23 @@ class Records:
         self._row("period", env_steps, updates)
         self._updates.clear()
         self.metrics.flush()
-        print(self._line(learner, values), flush=True)
+        say(self._line(learner, values))
         if transport and transport.stats.refused > self._refused:
             self._refused = transport.stats.refused
-            print(f"{self._refused} messages refused, the last: {transport.stats.last_refusal}.")
-        if learner.checkpoints.error:
-            print(f"The last checkpoint could not be written: {learner.checkpoints.error}.")
+            say(f"{self._refused} messages refused, the last: {transport.stats.last_refusal}.")
+        self._warn(learner)
+
+    def _warn(self, learner: "Learner") -> None:
+        """Say what cannot be written, once a minute while it cannot."""
+        problems = {
+            "last checkpoint": learner.checkpoints.error,
+            "records (metrics.csv, TensorBoard)": self.metrics.error,
+            "best policy": self._policy_error,
+        }
+        found = [f"the {what}: {error}" for what, error in problems.items() if error]
+        if found and time.monotonic() >= self._next_warning:
+            self._next_warning = time.monotonic() + WARNING_PERIOD_SECONDS
+            say(f"Could not write {'; '.join(found)}. Training goes on.")
 
     def _line(self, learner: "Learner", values: dict[str, float]) -> str:
         loss = values.get("train/loss", math.nan)
@@ -227,23 +249,27 @@ class Records:
         )
 
     def save_policy(self, network: nn.Module, updates: int, env_steps: int) -> None:
+        """best.safetensors: the network and the configuration that it needs."""
         tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
         metadata = {
             "config": dataclasses.replace(self.config, run_dir="").to_json(),
             "mean_score_100": f"{self.scores.mean_100:g}",
+            "games": str(self.scores.games),
             "env_steps": str(env_steps),
             "updates": str(updates),
             "version": VERSION,
         }
-        write_policy(self.run_dir / "best.safetensors", tensors, metadata)
+        try:
+            write_policy(self.run_dir / "best.safetensors", tensors, metadata)
+            self._policy_error = None
+        except OSError as error:
+            self._policy_error = error
 
-    def finish(self, learner: "Learner", transport: LearnerEndpoint | None, reason: str) -> None:
-        """result.json and the last rows; says why the run ended."""
+    def finish(self, learner: "Learner", transport: LearnerEndpoint | None, reason: str) -> bool:
+        """result.json and the last rows; says why the run ended. -> all of it written?"""
         config = self.config
         if not (self.run_dir / "best.safetensors").exists():
             self.save_policy(learner.trainer.online, learner.updates, learner.inserted)
-        self._period(learner, transport)
-        self.metrics.close()
         wall = self._ended_wall_seconds or self.wall_seconds
         result = {
             "solved": self.solved,
@@ -266,8 +292,18 @@ class Records:
             "device": str(learner.trainer.device),
             "version": VERSION,
         }
-        (self.run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-        print(reason, flush=True)
+        errors = [self._policy_error]
+        try:
+            replace_file(self.run_dir / "result.json", json.dumps(result, indent=2) + "\n")
+        except OSError as error:
+            errors.append(error)
+        self._period(learner, transport)
+        self.metrics.close()
+        errors.append(self.metrics.error)
+        for problem in filter(None, errors):
+            say(f"Could not write the last records: {problem}.")
+        say(reason)
+        return not any(errors)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -275,6 +311,7 @@ class Records:
             "last_scores": list(self.scores.last),
             "games": self.scores.games,
             "best_mean_100": _null(self.scores.best_mean_100),
+            "lengths": list(self._lengths),
             "lags": list(self._lags),
             "updates": [[u.loss, u.q_mean, u.grad_norm] for u in self._updates],
         }
@@ -285,9 +322,8 @@ class Records:
         """Exploration now; with a ladder, the actors' mean."""
         c = self.config
         if c.epsilon_ladder:
-            return sum(ladder_epsilon(i, c.actor_count) for i in range(c.actor_count)) / max(
-                c.actor_count, 1
-            )
+            actors = max(c.actor_count, 1)
+            return sum(ladder_epsilon(i, actors) for i in range(actors)) / actors
         return linear_epsilon(
             env_steps, c.epsilon_start, c.epsilon_final, c.epsilon_decay_env_steps
         )
@@ -309,13 +345,14 @@ class Records:
         return learner.sampled / trained_on if trained_on > 0 else math.nan
 
 
-def _mean_shares(reports: dict[int, dict[str, float]]) -> dict[str, float]:
-    """Mean over the actors of where their time goes, as TensorBoard tags."""
-    sums: dict[str, float] = collections.defaultdict(float)
-    for shares in list(reports.values()):
-        for name, share in shares.items():
-            sums[f"timings/actors/{name}"] += share / len(reports)
-    return sums
+def best_mean_of(path: Path) -> float:
+    """The 100-game mean that a saved policy had; -inf where there is none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+        return float(about["mean_score_100"]) if int(about["games"]) >= SOLVED_GAMES else -math.inf
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return -math.inf
 
 
 def _shown(value: float, form: str) -> str:

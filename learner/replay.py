@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.config import FRAME_SHAPE, STACK, Config, ConfigError
+from common.config import FRAME_SHAPE, STACK, Config
+from common.errors import ConfigError
 from common.messages import TRANSITION_DTYPE, Chunk
 
 FRAME_BYTES = FRAME_SHAPE[0] * FRAME_SHAPE[1]
@@ -146,6 +147,12 @@ class Replay:
         """Put a chunk back where a checkpoint says it lay; chunks come in their old order."""
         self._head = stored.frame_start + stored.frame_count
         self._store(stored, chunk)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        while self.chunks:
+            self._evict()
+        self.end_id = self._head = 0
 
     def _store(self, stored: StoredChunk, chunk: Chunk) -> None:
         place = slice(stored.frame_start, stored.frame_start + stored.frame_count)

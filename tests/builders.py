@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from common.config import FRAME_SHAPE, STACK, Config, make_config
+from common.config import FRAME_SHAPE, STACK, Config
 from common.messages import TRANSITION_DTYPE, Chunk, Spec
+from common.presets import make_config
 
 CATCH = "tests.catch:Catch-v0"
 

@@ -2,7 +2,7 @@
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import launch
+from common.errors import NoCheckpoint
+from learner import checkpoint
 from learner.checkpoint import (
     Checkpointer,
     Damaged,
-    NoCheckpoint,
     Snapshot,
     list_checkpoints,
     load_newest,
@@ -48,8 +49,14 @@ def save(folder: Path, replay: Replay, env_steps: int, keep: int = 2) -> Checkpo
     checkpointer = Checkpointer(folder, replay, keep)
     tensors = {"online.w": torch.arange(5.0) + env_steps}
     state: dict[str, Any] = {"env_steps": env_steps, "bytes": b"\0\xff", "array": np.arange(3)}
-    checkpointer.save(Snapshot(env_steps, tensors, state, list(replay.chunks)), background=False)
+    checkpointer.save_now(Snapshot(env_steps, tensors, state, list(replay.chunks)))
     return checkpointer
+
+
+def load(
+    folder: Path, replay: Replay, log: Callable[[str], None] = print
+) -> tuple[dict[str, torch.Tensor], Any]:
+    return load_newest(folder, replay, check=lambda state: None, log=log)
 
 
 def same_contents(a: Replay, b: Replay) -> bool:
@@ -63,7 +70,7 @@ def same_contents(a: Replay, b: Replay) -> bool:
 def test_everything_comes_back(tmp_path: Path) -> None:
     replay, restored = make_replay(chunks=40), make_replay()
     save(tmp_path, replay, 700)
-    tensors, state = load_newest(tmp_path, restored)
+    tensors, state = load(tmp_path, restored)
     assert torch.equal(tensors["online.w"], torch.arange(5.0) + 700)
     assert state["env_steps"] == 700
     assert state["bytes"] == b"\0\xff"
@@ -73,20 +80,66 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert restored._head == replay._head
 
 
-def test_segments_are_linked_not_rewritten_and_old_checkpoints_go(tmp_path: Path) -> None:
+def test_segments_are_compressed_once_and_old_checkpoints_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replay = make_replay(chunks=10)
     save(tmp_path, replay, 100)
-    first = list_checkpoints(tmp_path)[0]
-    inode = next(first.glob("replay-*")).stat().st_ino
+    packed: list[int] = []
+    real = checkpoint._pack_segment
+    monkeypatch.setattr(
+        checkpoint, "_pack_segment", lambda r, chunks: packed.append(len(chunks)) or real(r, chunks)
+    )
     for i in range(3):
         replay.add(chunk_of_more(i))
         save(tmp_path, replay, 200 + i)
+    assert packed == [1, 1, 1]
     newest = list_checkpoints(tmp_path)
     assert [c.name for c in newest] == ["step-000000000202", "step-000000000201"]
-    assert inode in {p.stat().st_ino for p in newest[0].glob("replay-*")}
     restored = make_replay()
-    load_newest(tmp_path, restored)
+    load(tmp_path, restored)
     assert same_contents(replay, restored)
+
+
+def test_damage_to_an_old_segment_never_reaches_a_later_checkpoint(tmp_path: Path) -> None:
+    replay = make_replay(chunks=10)
+    save(tmp_path, replay, 100)
+    damage_flip(next(list_checkpoints(tmp_path)[0].glob("replay-*")))
+    replay.add(chunk_of_more(0))
+    save(tmp_path, replay, 200)
+    newest, before = list_checkpoints(tmp_path)
+    verify(newest)
+    damage_flip(next(newest.glob("replay-*")))
+    with pytest.raises(Damaged):
+        verify(before)  # by the first flip
+    save(tmp_path, replay, 300)
+    restored = make_replay()
+    _, state = load(tmp_path, restored)
+    assert state["env_steps"] == 300
+    assert same_contents(replay, restored)
+
+
+def test_a_checkpoint_that_loads_half_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = make_replay(chunks=5)
+    save(tmp_path, replay, 100)
+    expected = list(replay.chunks)
+    replay.add(chunk_of_more(0))
+    save(tmp_path, replay, 200)
+    restored = make_replay()
+    real, calls = restored.restore, []
+
+    def failing(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError(5, "Input/output error")
+        real(*args)
+
+    monkeypatch.setattr(restored, "restore", failing)
+    _, state = load(tmp_path, restored)
+    assert state["env_steps"] == 100
+    assert list(restored.chunks) == expected
 
 
 def chunk_of_more(i: int) -> Any:
@@ -102,7 +155,7 @@ def test_a_ring_that_has_turned_over_comes_back_without_what_was_evicted(tmp_pat
         replay.add(chunk_of_more(i))
         save(tmp_path, replay, 2 + i)
         restored = make_replay()
-        load_newest(tmp_path, restored)
+        load(tmp_path, restored)
         assert same_contents(replay, restored)
 
 
@@ -124,7 +177,7 @@ def test_what_the_ring_overwrites_while_it_is_being_saved_is_left_out(
     monkeypatch.setattr(replay, "read_chunk", overwritten_meanwhile)
     assert save(tmp_path, replay, 1).error is None
     restored = make_replay()
-    load_newest(tmp_path, restored)
+    load(tmp_path, restored)
     assert list(restored.chunks) == before[4:]
     assert len(before) == live
 
@@ -132,14 +185,11 @@ def test_what_the_ring_overwrites_while_it_is_being_saved_is_left_out(
 def damage_flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.unlink()  # the file may be linked into the checkpoint before
     path.write_bytes(content)
 
 
 def damage_truncate(path: Path) -> None:
-    content = path.read_bytes()
-    path.unlink()
-    path.write_bytes(content[:-1])
+    path.write_bytes(path.read_bytes()[:-1])
 
 
 def damage_remove(path: Path) -> None:
@@ -166,12 +216,12 @@ def test_damage_is_noticed_and_the_checkpoint_before_is_used(
     with pytest.raises(Damaged):
         verify(newest)
     said: list[str] = []
-    _, state = load_newest(tmp_path, make_replay(), log=said.append)
+    _, state = load(tmp_path, make_replay(), log=said.append)
     assert state["env_steps"] == 100
     assert "step-000000000200 is not used" in said[0]
     damage(next(before.glob("state.json")))
     with pytest.raises(NoCheckpoint, match="verifies"):
-        load_newest(tmp_path, make_replay(), log=said.append)
+        load(tmp_path, make_replay(), log=said.append)
 
 
 def test_a_disk_that_fails_leaves_the_earlier_checkpoint_and_says_so(

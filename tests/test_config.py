@@ -4,14 +4,10 @@ import dataclasses
 
 import pytest
 
-from common.config import (
-    PRESETS,
-    Config,
-    ConfigError,
-    did_you_mean,
-    field_docs,
-    make_config,
-)
+from common.command_line import field_docs
+from common.config import Config
+from common.errors import ConfigError
+from common.presets import PRESETS, did_you_mean, make_config
 from common.schedules import ladder_epsilon, linear_epsilon
 
 
@@ -48,7 +44,7 @@ def test_the_book_is_the_reference_number_for_number() -> None:
         ({"loss": "hinge"}, "--loss is 'hinge', expected huber or mse"),
         ({"batch_size": 2.5}, "--batch-size is 2.5, expected int"),
         ({"learning_starts_transitions": 10**6}, "learning would never start"),
-        ({"batch_size": 20_000}, "drawn without replacement"),
+        ({"batch_size": 20_000}, "the first batch could not be filled"),
         ({"samples_per_insert_tolerance": 3.0}, "would deadlock"),
         ({"samples_per_insert": 0.0}, "--samples-per-insert is 0.0"),
         ({"replay_device": "cuda"}, "needs --cuda"),

@@ -16,7 +16,12 @@ ONLY_IN = {
     "ale_py": {"actors/env.py", "actors/game.py", "actors/screen.py"},
     "cv2": {"actors/env.py"},
 }
-LIGHT = {"launch.py", "common/supervisor.py", "common/lifeline.py", "common/config.py"}
+LIGHT = {
+    "launch.py",
+    *(f"common/{name}.py" for name in ("address", "command_line", "config", "console", "errors")),
+    *(f"common/{name}.py" for name in ("lifeline", "machine", "presets", "run_folder")),
+    "common/supervisor.py",
+}
 
 
 def name(path: Path) -> str:

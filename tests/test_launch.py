@@ -28,7 +28,7 @@ TAGS = {
     *("time/samples_per_insert", "replay/size", "replay/bytes", "actors/alive"),
     *("actors/restarts", "actors/policy_lag_updates", "actors/0/steps_per_s"),
     *("actors/1/steps_per_s", "transport/mb_per_s", "transport/refused"),
-    *("timings/learner/train", "timings/learner/sample", "timings/actors/play"),
+    *("timings/learner/train", "timings/learner/sample", "timings/actor-0/play"),
 }
 
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import STACK, ConfigError
+from common.config import STACK
+from common.errors import ConfigError
 from common.messages import Chunk, Spec
 from learner.replay import Replay, UniformSampler, check_fits, planned_bytes
 from tests.builders import chunk_of, config, stamp_of

@@ -51,19 +51,20 @@ class Run:
     def __init__(self, folder: Path, learner: str, actor: str, actors: int = 1) -> None:
         self.folder, self.learner, self.actor, self.actors = folder, learner, actor, actors
         self.said: list[str] = []
-        self.slots = False
+        self.slots = self.learner_slot = False
         self.restarts = 0
 
     def spec(self, name: str, code: str, number: int, incarnation: int) -> ChildSpec:
         argv = [sys.executable, "-S", "-c", PRELUDE + code, str(self.folder)]
-        slot = number if self.slots and name != "learner" else None
+        beats = self.learner_slot if name == "learner" else self.slots
+        slot = number if beats else None
         return ChildSpec(name, [*argv, str(number), str(incarnation)], slot)
 
     def go(self, **options: object) -> int:
         with closing(Heartbeats.create(self.folder / "heartbeats", self.actors + 1)) as heartbeats:
             settings: dict[str, object] = {
                 "backoff_seconds": 0.02,
-                "resume_hint": "launch --resume",
+                "resume_hint": lambda: "Go on with: launch --resume",
                 "log": self.said.append,
             }
             supervisor = Supervisor(
@@ -150,7 +151,7 @@ except ValueError:
 def test_a_killed_learner_is_named_with_the_way_to_resume(tmp_path: Path) -> None:
     run = Run(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", PLAYS)
     assert run.go() == 128 + signal.SIGKILL
-    assert run.said == ["the learner was killed by SIGKILL; resume with launch --resume"]
+    assert run.said == ["the learner was killed by SIGKILL. Go on with: launch --resume"]
 
 
 def test_an_actor_deaf_to_sigterm_does_not_outlive_the_run(tmp_path: Path) -> None:
@@ -257,13 +258,35 @@ def test_a_learner_interrupted_before_it_can_save_is_not_called_saved(tmp_path: 
         run.send_signal(signal.SIGTERM)
         output = run.communicate(timeout=8)[0]
     assert run.returncode == 128 + signal.SIGTERM
-    assert "before it could save" in output and "resume" not in output
+    assert "the learner was killed by SIGTERM" in output
+
+
+def test_a_learner_told_to_end_before_it_has_begun_is_not_called_killed(tmp_path: Path) -> None:
+    run = Run(tmp_path, 'here("learner"); forever()', 'wait_for("learner"); sys.exit(4)')
+    run.learner_slot = True  # and it never beats
+    assert run.go() == 4
+    assert "the learner was" not in run.text
 
 
 def test_a_learner_that_does_not_save_in_time_is_killed(tmp_path: Path) -> None:
     run = Run(tmp_path, DEAF, 'wait_for("learner"); sys.exit(4)')
     assert run.go(grace_seconds=0.3) == 4
     assert "did not end within" in run.text and all_gone(tmp_path)
+
+
+def test_a_learner_that_shows_life_may_save_for_longer(tmp_path: Path) -> None:
+    saving = f"""
+{BEATS}
+def save(signum, frame):
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end: heartbeats.beat(number); time.sleep(0.02)
+    here("saved"); sys.exit(130)
+signal.signal(signal.SIGTERM, save); heartbeats.beat(number); here("learner"); forever()
+"""
+    run = Run(tmp_path, saving, 'wait_for("learner"); sys.exit(4)')
+    run.learner_slot = True
+    assert run.go(grace_seconds=0.3) == 4
+    assert pids(tmp_path, "saved") and "did not end within" not in run.text
 
 
 def test_children_die_with_a_killed_supervisor(tmp_path: Path) -> None:

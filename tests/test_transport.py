@@ -1,5 +1,6 @@
 """The ROUTER and the DEALERs, real sockets in one process: credit, order, fencing, keys."""
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,14 +12,14 @@ import pytest
 import zmq
 
 from common import messages
-from common.address import ipc_endpoint
-from common.config import Config, ConfigError
-from common.dealer import ActorEndpoint, LearnerGone, Refused
+from common.address import check_bind, ipc_endpoint
+from common.config import Config
+from common.dealer import ActorEndpoint, LearnerGone
+from common.errors import ConfigError, Refused
 from common.keys import (
     create_keys,
     load_actor_keys,
     load_learner_keys,
-    require_keys_beyond_loopback,
 )
 from common.messages import Chunk, Header, Spec, Type, Weights
 from common.router import LearnerEndpoint
@@ -196,6 +197,30 @@ def test_an_actor_of_another_configuration_is_refused_by_name(
     assert caught.value.exit_code == 3
 
 
+@pytest.mark.parametrize("older", ["actor", "learner"])
+def test_an_actor_of_another_protocol_version_is_told_so(
+    pair: Pair, older: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each side in turn is the one that speaks version 0."""
+    actor = ActorEndpoint(pair.config, pair.address, 0, SIZE)
+    pair.actors.append(actor)
+    real = messages.encode
+    side = "common.dealer" if older == "actor" else "common.router"
+
+    def spoken(*args: Any, **kwargs: Any) -> bytes:
+        caller = sys._getframe(2).f_globals["__name__"]
+        old = {"protocol": 0} if caller == side else {}
+        return real(*args, **{**kwargs, **old})
+
+    monkeypatch.setattr(messages, "encode", spoken)
+    with pytest.raises(
+        Refused, match=r"protocol version 0, expected 1: install the same"
+    ) as caught:
+        actor._hello()
+        actor.handshake(10)
+    assert caught.value.exit_code == 3
+
+
 def test_a_bad_chunk_ends_its_session_with_the_reason(pair: Pair) -> None:
     pair.learner.set_insert_limit(10_000, 0)
     actor = pair.actor()
@@ -306,10 +331,15 @@ def test_keys_admit_who_is_authorized_and_nobody_else(tmp_path: Path) -> None:
     stranger = load_actor_keys(tmp_path / "strangers")
     stranger = type(stranger)(stranger.secret, stranger.public, good.learner)
     wrong_server = type(good)(good.secret, good.public, stranger.public)
-    for keys in (None, stranger, wrong_server):
+    for keys, why in (
+        (None, "one of them uses keys"),
+        (stranger, "not among the learner's authorized"),
+        (wrong_server, "does not hold the secret"),
+    ):
         actor = ActorEndpoint(small, address, 0, SIZE, keys)
-        with pytest.raises(LearnerGone, match="no answer"):
-            actor.handshake(0.7)
+        with pytest.raises(Refused, match=why) as caught:
+            actor.handshake(20)
+        assert caught.value.exit_code == 4
         actor.close()
     assert learner.stats.refused == 0  # nothing of theirs reached the decoder
     actor = ActorEndpoint(small, address, 0, SIZE, good)
@@ -331,15 +361,21 @@ def test_secret_keys_that_others_can_read_are_refused(tmp_path: Path) -> None:
         create_keys(tmp_path / "keys")
 
 
-@pytest.mark.parametrize("address", ["tcp://*:5555", "tcp://0.0.0.0:1", "tcp://10.0.0.1:1"])
+@pytest.mark.parametrize("address", ["tcp://*:5555", "tcp://0.0.0.0:1", "tcp://127.example.org:1"])
 def test_a_bind_beyond_this_machine_needs_keys(address: str) -> None:
     with pytest.raises(ConfigError, match=r"launch\.py keys"):
-        require_keys_beyond_loopback(address, "")
-    require_keys_beyond_loopback(address, "some/folder")
+        check_bind(address, "")
+    check_bind(address, "some/folder")
+
+
+@pytest.mark.parametrize("address", ["", "tcp://127.0.0.1:5", "tcp://localhost:5", "tcp://[::1]:5"])
+def test_a_bind_on_this_machine_needs_none(address: str) -> None:
+    check_bind(address, "")
 
 
 @pytest.mark.parametrize(
-    "address", ["ipc:///tmp/x", "tcp://127.0.0.1:5", "tcp://localhost:5", "tcp://[::1]:5"]
+    "address", ["tcp://127.0.0.1:*", "tcp://127.0.0.1", "tcp://::1:5", "5555", "ipc:///tmp/x"]
 )
-def test_a_bind_on_this_machine_needs_none(address: str) -> None:
-    require_keys_beyond_loopback(address, "")
+def test_a_bind_that_actors_could_not_find_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match="expected tcp://HOST:PORT"):
+        check_bind(address, "some/folder")

@@ -1,0 +1,113 @@
+"""The command line: a flag for every field of Config, and what a line of them asks for."""
+
+import argparse
+import ast
+import dataclasses
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from common.address import check_bind
+from common.config import VERSION, Config, flag
+from common.errors import ConfigError
+from common.presets import make_config
+
+# A resumed run continues the same experiment; these may differ without changing it.
+RESUME_MAY_CHANGE = frozenset(
+    {
+        *("actors", "learner_threads", "window_chunks", "cuda", "replay_device", "bind", "keys"),
+        *("reward", "max_env_steps", "max_minutes"),
+        *("log_period_seconds", "checkpoint_period_seconds", "checkpoints_kept"),
+    }
+)
+_NO_FLAG = frozenset({"n_actions"})  # not the user's to choose: the game is asked
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a command line asks for. resume: the run folder to go on with, or None."""
+
+    config: Config
+    resume: Path | None
+
+
+def parse(words: list[str]) -> Order:
+    """Flags -> configuration, complete for this machine. Raises ConfigError in a sentence."""
+    given = vars(flag_parser().parse_args(words))
+    resume = given.pop("resume", None)
+    if resume is None:
+        config = make_config(given.pop("preset", "pong"), **given)
+    else:
+        config = _resumed(Path(resume), given)
+    check_bind(config.bind, config.keys)
+    return Order(config.resolved(), Path(resume).resolve() if resume is not None else None)
+
+
+def _resumed(run_dir: Path, given: dict[str, Any]) -> Config:
+    """The run's own configuration with what may change changed."""
+    config = Config.from_json(run_dir / "config.json")
+    fixed = [flag(name) for name in given if name not in RESUME_MAY_CHANGE]
+    if fixed:
+        raise ConfigError(
+            f"{fixed[0]} cannot change on --resume: it would be another experiment; "
+            "start a new run for it."
+        )
+    if "actors" in given:  # the learner's share of the cores follows, unless it is given too
+        given = {"learner_threads": 0, **given}
+    return dataclasses.replace(config, **given)
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """One flag per field of Config; only those given appear in the result."""
+    parser = argparse.ArgumentParser(
+        prog="launch.py",
+        description="Train. Defaults are the preset's; `pong` solves Pong soonest.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"volley {VERSION}")
+    parser.add_argument("--resume", metavar="RUN", help="Go on with the run in this folder.")
+    groups: dict[str, Any] = {}
+    for doc in field_docs():
+        if doc.name in _NO_FLAG:
+            continue
+        if doc.group not in groups:
+            groups[doc.group] = parser.add_argument_group(doc.group)
+        options: dict[str, Any] = {"dest": doc.name, "help": f"{doc.help} (pong: {doc.default})"}
+        if doc.type is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif get_origin(doc.type) is Literal:
+            options |= {"type": str, "metavar": "|".join(get_args(doc.type))}
+        else:
+            kind = int if doc.type == int | None else doc.type
+            options |= {"type": kind, "metavar": kind.__name__.upper()}
+        options["help"] = options["help"].replace("%", "%%")
+        groups[doc.group].add_argument(flag(doc.name), **options)
+    return parser
+
+
+@dataclass(frozen=True)
+class FieldDoc:
+    """What the command line shows of one field."""
+
+    name: str
+    group: str
+    help: str
+    type: Any
+    default: Any
+
+
+def field_docs() -> list[FieldDoc]:
+    """The fields in order, with the group and the help read from this file's own strings."""
+    hints, docs, group = get_type_hints(Config), [], ""
+    defaults = {f.name: f.default for f in dataclasses.fields(Config)}
+    body = ast.parse(inspect.getsource(Config)).body[0].body  # type: ignore[attr-defined]
+    for here, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(here, ast.AnnAssign) and isinstance(here.target, ast.Name):
+            name = here.target.id
+            text = " ".join(ast.literal_eval(after.value).split())
+            docs.append(FieldDoc(name, group, text, hints[name], defaults[name]))
+        elif isinstance(here, ast.Expr) and ast.literal_eval(here.value).startswith("## "):
+            group = ast.literal_eval(here.value)[3:]
+    return docs

@@ -1,0 +1,33 @@
+"""Ends of a program that are not bugs: one sentence for the user, and an exit code."""
+
+MISMATCH, AUTHENTICATION = 3, 4
+
+
+class UserError(Exception):
+    """Carries the sentence; `launch.py` prints it without a traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError, ValueError):
+    """A setting is wrong, or does not suit this machine."""
+
+    exit_code = 2
+
+
+class NoCheckpoint(UserError):
+    """No checkpoint of the run verifies."""
+
+    exit_code = 5
+
+
+class Refused(UserError):
+    """The learner refuses this actor.
+
+    exit_code: MISMATCH where their configurations or versions differ, AUTHENTICATION where keys
+    do, 1 where another actor took this one's place.
+    """
+
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code

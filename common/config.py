@@ -24,7 +24,8 @@ class Config:
 
     """## The run"""
     preset: str = "pong"
-    """Starting values: pong (soonest solved), book (the reference program), atari (other games)."""
+    """Starting values: pong (soonest solved), pong-frugal (in fewest env steps), book (the
+    reference program), atari (other games)."""
     env: str = "PongNoFrameskip-v4"
     """Game, a gymnasium id; `module:Id` imports the module first."""
     seed: int = 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def cores(cgroups: Path = _CGROUPS) -> int:
@@ -34,7 +34,7 @@ def _groups(cgroups: Path) -> Iterator[Path]:
     A line of /proc/self/cgroup is `id:controllers:path`; version 2 names no controllers.
     """
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _OWN_GROUPS.read_text().splitlines()
     except OSError:
         return
     for line in lines:

@@ -83,6 +83,8 @@ class Metrics:
         with self._surviving():
             if self.error:
                 self.close()
+                if self._csv_path.exists():  # a row may have been cut short
+                    os.truncate(self._csv_path, self._whole_bytes)
                 self._open(None)
                 self.error = None
             self._file.flush()
@@ -97,8 +99,6 @@ class Metrics:
     def _open(self, purge_step: int | None) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter  # 2 s: only who writes pays
 
-        if self._csv_path.exists():  # a row may have been cut short
-            os.truncate(self._csv_path, self._whole_bytes)
         self._file: TextIO = self._csv_path.open("a", newline="")
         self._csv = csv.DictWriter(self._file, COLUMNS, restval="")
         if not self._whole_bytes:

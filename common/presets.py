@@ -9,6 +9,15 @@ from common.errors import ConfigError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "pong": {},
+    # Fewest env steps: each is trained on eight times, and nothing is ever forgotten.
+    "pong-frugal": {
+        "samples_per_insert": 8.0,
+        "learning_starts_transitions": 4_000,
+        "epsilon_final": 0.01,
+        "epsilon_decay_env_steps": 40_000,
+        "learning_rate": 3e-4,
+        "target_sync_period_updates": 500,
+    },
     # The reference program, number for number: one game, one update per env step.
     "book": {
         "envs_per_actor": 1,

@@ -248,9 +248,11 @@ class Records:
             },
         )
 
-    def save_policy(self, network: nn.Module, updates: int, env_steps: int) -> None:
-        """best.safetensors: the network and the configuration that it needs."""
-        tensors = {name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}
+    def save_policy(
+        self, network: nn.Module, updates: int, env_steps: int, name: str = "best"
+    ) -> None:
+        """<name>.safetensors: the network and the configuration that it needs."""
+        tensors = {k: tensor.cpu().contiguous() for k, tensor in network.state_dict().items()}
         metadata = {
             "config": dataclasses.replace(self.config, run_dir="").to_json(),
             "mean_score_100": f"{self.scores.mean_100:g}",
@@ -260,7 +262,7 @@ class Records:
             "version": VERSION,
         }
         try:
-            write_policy(self.run_dir / "best.safetensors", tensors, metadata)
+            write_policy(self.run_dir / f"{name}.safetensors", tensors, metadata)
             self._policy_error = None
         except OSError as error:
             self._policy_error = error
@@ -268,8 +270,9 @@ class Records:
     def finish(self, learner: "Learner", transport: LearnerEndpoint | None, reason: str) -> bool:
         """result.json and the last rows; says why the run ended. -> all of it written?"""
         config = self.config
-        if not (self.run_dir / "best.safetensors").exists():
-            self.save_policy(learner.trainer.online, learner.updates, learner.inserted)
+        best_exists = (self.run_dir / "best.safetensors").exists()
+        for name in ("last",) if best_exists else ("last", "best"):
+            self.save_policy(learner.trainer.online, learner.updates, learner.inserted, name)
         wall = self._ended_wall_seconds or self.wall_seconds
         result = {
             "solved": self.solved,

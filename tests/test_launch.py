@@ -170,6 +170,8 @@ BAD_INPUT = [
     (["--samples-per-insert-tolerance", "1"], 2, "would deadlock"),
     (["--replay-transitions", "900000000"], 2, "or fewer."),
     (["--bind", "tcp://*:5555"], 2, "launch.py keys"),
+    (["--bind", "tcp://127.0.0.1:*"], 2, "with a port of 1 to 65535"),
+    (["--n-actions", "3"], 2, "unrecognized arguments"),
     (["--run-dir", "/proc/no/such"], 2, "Cannot make the run folder"),
     (["--resume", "/no/such/run"], 2, "/no/such/run"),
     (["eval", "/no/such/run"], 2, "/no/such/run"),
@@ -190,13 +192,62 @@ def test_bad_input_is_one_sentence_and_the_right_code(
     assert "Traceback" not in output
 
 
-def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_port_in_use_is_one_sentence_and_leaves_the_folder_to_the_next_try(
+    tmp_path: Path,
+) -> None:
+    words = (*QUICK, "--run-dir", str(tmp_path), "--max-env-steps", "500", "--bind")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        code, output = run("--bind", address, cwd=tmp_path)
+        code, output = run(*words, address)
     assert code == 2, output
     assert f"Cannot listen on {address}: Address already in use" in output
     assert "Traceback" not in output
+    code, output = run(*words, free_address())
+    assert code == 0, output
+
+
+def test_an_unknown_key_ends_the_run_with_its_own_exit_code(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    assert run("keys", str(keys))[0] == 0
+    (keys / "authorized" / "actor.public").unlink()
+    code, output = run(
+        *(*QUICK, "--run-dir", str(tmp_path / "run"), "--max-minutes", "1"),
+        *("--bind", free_address(), "--keys", str(keys)),
+    )
+    assert code == 4, output
+    assert "its key is not among the learner's authorized" in output
+    assert "Traceback" not in output
+
+
+def test_a_resume_that_cannot_begin_changes_nothing(tmp_path: Path) -> None:
+    words = ("--actors", "0", "--env", "tests.catch:Catch-v0", "--envs-per-actor", "2")
+    words += ("--learning-starts-transitions", "200", "--max-env-steps", "300")
+    code, output = run(*words, "--run-dir", str(tmp_path))
+    assert code == 0, output
+    before = (tmp_path / "config.json").read_text()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        code, output = run("--resume", str(tmp_path), "--actors", "1", "--bind", address)
+    assert code == 2, output
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_console_that_is_gone_costs_nothing(tmp_path: Path) -> None:
+    """`launch.py | tee log`, and Ctrl-C ends tee first."""
+    with launch("--run-dir", str(tmp_path), *QUICK) as process:
+        until(lambda: updates(tmp_path) > 10, 60)
+        process.stdout.close()  # type: ignore[union-attr]
+        games = len(all_rows(tmp_path))
+        until(lambda: len(all_rows(tmp_path)) > games + 2, 60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert json.loads((tmp_path / "result.json").read_text())["reason"] == "Interrupted."
+    assert list((tmp_path / "checkpoints").glob("step-*"))
 
 
 def test_a_run_folder_is_used_by_one_run_at_a_time_and_never_overwritten(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""Records: written, trimmed at resume, and never a reason for a run to die."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.metrics import COLUMNS, Metrics, Scores
+from tests.builders import config
+
+
+def rows_of(run_dir: Path) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def env_steps_of(run_dir: Path) -> list[int]:
+    return [int(row["env_steps"]) for row in rows_of(run_dir)]
+
+
+def points_of(run_dir: Path, tag: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run_dir))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_rows_have_every_column_and_points_every_finite_value(tmp_path: Path) -> None:
+    metrics = Metrics(config(), tmp_path)
+    metrics.row("game", {"env_steps": 12, "score": -21.0, "loss": 0.123456789})
+    metrics.scalars({"reward": -21.0, "reward_100": float("nan")}, 12)
+    metrics.close()
+    (row,) = rows_of(tmp_path)
+    assert tuple(row) == COLUMNS
+    assert (row["kind"], row["env_steps"], row["score"], row["loss"]) == (
+        *("game", "12", "-21", "0.123457"),
+    )
+    assert points_of(tmp_path, "reward") == [(12, -21.0)]
+    with pytest.raises(KeyError):
+        points_of(tmp_path, "reward_100")
+
+
+def test_a_resumed_run_keeps_what_lies_before_its_checkpoint_and_nothing_after(
+    tmp_path: Path,
+) -> None:
+    metrics = Metrics(config(), tmp_path)
+    for env_steps in (100, 200, 300):
+        metrics.row("period", {"env_steps": env_steps})
+        metrics.scalars({"speed": float(env_steps)}, env_steps)
+    metrics.close()
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("period,1.0,4")  # a row that a kill cut short
+    resumed = Metrics(config(), tmp_path, resume_env_steps=200)
+    resumed.row("period", {"env_steps": 250})
+    resumed.scalars({"speed": 250.0}, 250)
+    resumed.close()
+    assert env_steps_of(tmp_path) == [100, 200, 250]
+    assert points_of(tmp_path, "speed") == [(100, 100.0), (200, 200.0), (250, 250.0)]
+
+
+def test_a_full_disk_costs_rows_and_never_the_run(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").symlink_to("/dev/full")
+    metrics = Metrics(config(), tmp_path)
+    for _ in range(3):
+        metrics.row("period", {"env_steps": 1})
+        metrics.flush()
+        assert metrics.error is not None
+    (tmp_path / "metrics.csv").unlink()  # there is room again
+    metrics.flush()
+    assert metrics.error is None
+    metrics.row("period", {"env_steps": 2})
+    metrics.close()
+    assert env_steps_of(tmp_path) == [2]
+
+
+def test_a_row_that_was_cut_short_is_cut_off(tmp_path: Path) -> None:
+    metrics = Metrics(config(), tmp_path)
+    metrics.row("period", {"env_steps": 1})
+    metrics.flush()
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("period,1.0,4")
+    metrics.error = OSError(28, "No space left on device")
+    metrics.flush()
+    metrics.row("period", {"env_steps": 2})
+    metrics.close()
+    assert env_steps_of(tmp_path) == [1, 2]
+
+
+def test_points_go_on_in_a_new_file_after_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics(config(), tmp_path)
+    metrics.scalars({"speed": 1.0}, 1)
+    metrics.flush()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    broken = metrics._writer
+    monkeypatch.setattr(broken, "add_scalar", full)
+    metrics.scalars({"speed": 2.0}, 2)
+    assert metrics.error is not None
+    metrics.flush()
+    metrics.scalars({"speed": 3.0}, 3)
+    metrics.close()
+    assert metrics._writer is not broken
+    assert points_of(tmp_path, "speed")[0] == (1, 1.0)
+    assert sum(path.name.startswith("events") for path in tmp_path.iterdir()) == 2
+
+
+def test_solved_needs_a_hundred_games_above_the_mark() -> None:
+    scores = Scores()
+    for _ in range(99):
+        scores.add(21.0)
+    assert not scores.solved(19.5) and not scores.is_new_best()
+    scores.add(-100.0)
+    assert scores.mean_100 == pytest.approx(19.79)
+    assert scores.solved(19.5) and scores.is_new_best() and not scores.is_new_best()
+    scores.add(-100.0)
+    assert not scores.solved(19.5)

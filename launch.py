@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The one door: `launch.py [train] ...`, `eval`, `keys`, and the child processes' own verbs.
 
-This process starts and watches the others and imports neither torch nor zmq for it; with
+This process starts and watches the others and imports neither torch nor zmq for that; with
 `--actors 0` it is the whole system in lock-step.
 """
 

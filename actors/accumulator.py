@@ -63,7 +63,7 @@ class Accumulator:
         return []
 
     def _flush(self, terminated: bool, version: int) -> list[Chunk]:
-        """The episode is over: everything goes, in at most two chunks."""
+        """The episode is over: everything goes, in as many chunks as it takes."""
         chunks = []
         while self._actions:
             count = min(len(self._actions), self._chunk_transitions)

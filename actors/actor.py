@@ -32,7 +32,7 @@ def run_actor(
         learner.handshake()
         # Neither a restarted actor nor one of a resumed run lives an earlier life again.
         seed = [config.seed, 0, actor_id, incarnation, learner.env_steps]
-        player = Player(config, seed)
+        player = Player(config, seed, beat)
         first = learner.first_weights()  # a resumed run must not start over with a random network
         player.load_weights(first.version, first.vector)
         while True:

@@ -161,7 +161,7 @@ class AtariGame:
     def state_dict(self) -> dict[str, Any]:
         return {
             "ale": self._ale.cloneState(include_rng=True).serialize(),
-            # As text: its integers have 128 bits, more than msgpack holds.
+            # As text: its integers have 128 bits, more than other readers of JSON hold.
             "rng": json.dumps(self._env.np_random.bit_generator.state),
             "lives": self._lives,
             "game_over": self._game_over,

@@ -1,11 +1,12 @@
 """k games stepped together: one batched forward pass, one chunk stream."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from actors.accumulator import Accumulator, with_episode
-from actors.game import make_game
+from actors.game import Game, make_game
 from actors.policy import epsilon_greedy
 from common.config import FRAME_SHAPE, STACK, Config
 from common.errors import ConfigError
@@ -18,17 +19,22 @@ class Player:
     """The games of one actor, the network that plays them, and their accumulators.
 
     seed: anything np.random.SeedSequence takes; every game and the policy draw from it apart.
+    beat: called before each game is made and started, which may take a while.
     obs: [k, STACK, 84, 84] u8, what the network sees, newest frame last.
     """
 
-    def __init__(self, config: Config, seed: list[int]) -> None:
+    def __init__(
+        self, config: Config, seed: list[int], beat: Callable[[], None] = lambda: None
+    ) -> None:
         self.config = config
         policy_seed, *game_seeds = np.random.SeedSequence(seed).spawn(1 + config.envs_per_actor)
         self.rng = np.random.default_rng(policy_seed)
-        self.games = [
-            make_game(config.env, noop_max=config.noop_max, episodic_life=config.episodic_life)
-            for _ in game_seeds
-        ]
+        self.games: list[Game] = []
+        for _ in game_seeds:
+            beat()
+            self.games.append(
+                make_game(config.env, noop_max=config.noop_max, episodic_life=config.episodic_life)
+            )
         if self.games[0].n_actions != config.n_actions:
             raise ConfigError(
                 f"{config.env} has {self.games[0].n_actions} actions here, the configuration says "
@@ -44,6 +50,7 @@ class Player:
         self.obs = np.zeros((k, STACK, *FRAME_SHAPE), np.uint8)
         self.scores, self.lengths = [0.0] * k, [0] * k
         for i, game_seed in enumerate(game_seeds):
+            beat()
             self._begin(i, seed=int(game_seed.generate_state(1)[0]) >> 1)
 
     def load_weights(self, version: int, vector: np.ndarray) -> None:

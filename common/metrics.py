@@ -67,6 +67,8 @@ class Metrics:
         self._writer.add_text("config", "\n".join(["|setting|value|", "|-|-|", *rows]))
 
     def scalars(self, values: dict[str, float], env_steps: int) -> None:
+        if self.error:
+            return
         with self._surviving():
             for tag, value in values.items():
                 if value == value:  # TensorBoard draws NaN as a triangle; leave it out
@@ -74,6 +76,8 @@ class Metrics:
 
     def row(self, kind: str, values: dict[str, Any]) -> None:
         """kind: "game" or "period"; floats are written with 6 significant digits."""
+        if self.error:
+            return
         shown = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in values.items()}
         with self._surviving():
             self._csv.writerow({"kind": kind, **shown})

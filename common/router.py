@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
@@ -32,21 +32,9 @@ from common.messages import (
     Type,
     Weights,
 )
+from common.sessions import Session, Sessions
 
 _REPLACED = "this actor was silent too long, or another with its number took its place"
-
-
-@dataclass(slots=True)
-class Session:
-    """What the learner knows of one life of one actor."""
-
-    id: int
-    actor_id: int
-    route: bytes
-    user: str  # key that CURVE authenticated, "" without CURVE
-    acked_seq: int = 0
-    granted_seq: int = 0
-    last_heard: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -58,15 +46,12 @@ class TransportStats:
     refused: int = 0
     duplicates: int = 0
     last_refusal: str = ""
-    restarts: int = 0
 
 
 class LearnerEndpoint:
     """The ROUTER and the I/O thread that owns it and never stops polling.
 
     The training thread talks to it through `drain`, `publish`, `set_insert_limit` and `wait`.
-    grants: a chunk is granted only while transitions taken or under way stay within the insert
-    limit, so the limiter's promise holds however many actors there are.
     """
 
     def __init__(
@@ -82,9 +67,7 @@ class LearnerEndpoint:
         self.steps_by_actor: dict[int, int] = {}
         self.reports: dict[int, dict[str, float]] = {}  # actor id -> where its time goes
         self._silent_seconds = silent_seconds
-        self._sessions: dict[int, Session] = {}
-        self._seen_actors: set[int] = set()
-        self._fenced: collections.deque[int] = collections.deque(maxlen=4096)
+        self._sessions = Sessions(config.chunk_transitions, config.window_chunks)
         self._inbox: collections.deque[Chunk] = collections.deque()
         self._arrived = threading.Event()
         self._taken = 0  # transitions received since the start of the run
@@ -152,7 +135,13 @@ class LearnerEndpoint:
 
     @property
     def alive(self) -> int:
+        """Actors that are being heard."""
         return len(self._sessions)
+
+    @property
+    def restarts(self) -> int:
+        """Actors that came back with a new session."""
+        return self._sessions.restarts
 
     def stop(self, reason: str = "the run is over") -> None:
         """Say goodbye to every actor and close; a second call does nothing."""
@@ -187,9 +176,10 @@ class LearnerEndpoint:
                 if self._wake_reader.fileno() in ready:
                     self._wake_reader.recv(4096)
                 if self._router not in ready or self._receive_all():
-                    self._drop_silent()  # only once everything they said has been heard
+                    # Only once everything they said has been heard.
+                    self._sessions.fence_silent(time.monotonic() - self._silent_seconds)
                 self._grant()
-            for session in self._sessions.values():
+            for session in self._sessions:
                 bye = messages.encode(Header(Type.BYE, session.id), self._reason)
                 self._send(session.route, bye)
         except BaseException as error:
@@ -225,7 +215,7 @@ class LearnerEndpoint:
         session = self._sessions.get(header.session)
         if session is None or session.user != user:
             self._refuse("a message of an unknown or replaced session")
-            if header.session in self._fenced:
+            if self._sessions.was_fenced(header.session):
                 self._reject(route, header.session, _REPLACED, 1)
             return
         session.route, session.last_heard = route, time.monotonic()
@@ -261,16 +251,10 @@ class LearnerEndpoint:
             return
         session = self._sessions.get(session_id)
         if session is None:
-            if session_id in self._fenced:
+            if self._sessions.was_fenced(session_id):
                 self._reject(route, session_id, _REPLACED, 1)
                 return
-            for old in [s for s in self._sessions.values() if s.actor_id == hello.actor_id]:
-                self._fence(old)
-            if hello.actor_id in self._seen_actors:
-                self.stats.restarts += 1
-            self._seen_actors.add(hello.actor_id)
-            session = Session(session_id, hello.actor_id, route, user)
-            self._sessions[session_id] = session
+            session = self._sessions.open(session_id, hello.actor_id, route, user)
         elif session.user != user:
             self._refuse("a session is bound to its key")
             return
@@ -286,7 +270,7 @@ class LearnerEndpoint:
                 chunk = messages.decode_chunk(frame, self.spec)
             except BadMessage as error:  # its sender would only send it again
                 self._reject(session.route, session.id, f"a chunk was refused: {error}", 1)
-                self._fence(session)
+                self._sessions.fence(session)
                 raise
             session.acked_seq = header.seq
             self._taken += len(chunk)
@@ -301,40 +285,8 @@ class LearnerEndpoint:
         self._ack(session)
 
     def _grant(self) -> None:
-        """Hand out credit, one chunk at a time to whoever has least, while the limit allows."""
-        room = self._insert_limit - self._taken
-        size = self.spec.chunk_transitions
-        room -= size * sum(s.granted_seq - s.acked_seq for s in self._sessions.values())
-        given: dict[int, Session] = {}
-        while room >= size or (room > 0 and self._idle()):
-            open_sessions = [
-                s
-                for s in self._sessions.values()
-                if s.granted_seq - s.acked_seq < self.config.window_chunks
-            ]
-            if not open_sessions:
-                break
-            session = min(open_sessions, key=lambda s: s.granted_seq - s.acked_seq)
-            if session.granted_seq == session.acked_seq:
-                given[session.id] = session  # it may be blocked: tell it now
-            session.granted_seq += 1
-            self._sessions[session.id] = self._sessions.pop(session.id)  # ties: longest waiting
-            room -= size
-        for session in given.values():
-            self._ack(session)
-
-    def _idle(self) -> bool:
-        return all(s.granted_seq == s.acked_seq for s in self._sessions.values())
-
-    def _drop_silent(self) -> None:
-        oldest = time.monotonic() - self._silent_seconds
-        for session in [s for s in self._sessions.values() if s.last_heard < oldest]:
-            self._fence(session)
-
-    def _fence(self, session: Session) -> None:
-        """The session ends; its unused grants return, its late chunks are refused."""
-        del self._sessions[session.id]
-        self._fenced.append(session.id)
+        for session in self._sessions.grant(self._insert_limit - self._taken):
+            self._ack(session)  # it may be blocked: tell it now
 
     def _ack(self, session: Session, kind: Type = Type.ACK) -> None:
         version = self._weights.version if self._weights else -1

@@ -128,20 +128,12 @@ class Trainer:
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `tensors`. Raises KeyError or RuntimeError when they do not fit."""
         for part, module in (("online", self.online), ("target", self.target)):
-            module.load_state_dict(
-                {
-                    n.removeprefix(part + "."): t
-                    for n, t in tensors.items()
-                    if n.startswith(part + ".")
-                }
-            )
+            module.load_state_dict(with_prefix(tensors, part + "."))
         parameters = list(self.online.parameters())
         state: dict[int, dict[str, Any]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("adam."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = _laid_out_like(
-                    parameters[int(index)], tensor
-                )
+        for name, tensor in with_prefix(tensors, "adam.").items():
+            index, key = name.split(".")
+            moments = state.setdefault(int(index), {})
+            moments[key] = _laid_out_like(parameters[int(index)], tensor)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})

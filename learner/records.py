@@ -175,7 +175,7 @@ class Records:
             counts["mb"] = stats.bytes_in / 1e6
             values |= {
                 "actors/alive": transport.alive,
-                "actors/restarts": stats.restarts,
+                "actors/restarts": transport.restarts,
                 "transport/refused": stats.refused,
             }
             speeds = self._actor_rates.per_second(
@@ -291,7 +291,7 @@ class Records:
             "preset": config.preset,
             "env": config.env,
             "actors": config.actor_count,
-            "actor_restarts": transport.stats.restarts if transport else 0,
+            "actor_restarts": transport.restarts if transport else 0,
             "device": str(learner.trainer.device),
             "version": VERSION,
         }

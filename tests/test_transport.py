@@ -177,7 +177,7 @@ def test_a_second_life_of_an_actor_fences_the_first(pair: Pair) -> None:
     first.close()
     second.send(pair.chunk(2))
     assert pair.taken(1) == [2]
-    assert pair.learner.stats.restarts == 1
+    assert pair.learner.restarts == 1
 
 
 @pytest.mark.parametrize(

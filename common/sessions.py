@@ -1,0 +1,94 @@
+"""Who may send what: the learner's book of sessions, and the credit it gives them. No sockets.
+
+A session is one life of one actor. A chunk is granted only while all that was taken or granted
+stays within the insert limit, so the limiter's promise holds however many actors there are.
+"""
+
+import collections
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Session:
+    """One life of one actor. Chunks up to acked_seq are taken, up to granted_seq may be sent."""
+
+    id: int
+    actor_id: int
+    route: bytes  # where ZeroMQ finds it
+    user: str  # key that CURVE authenticated, "" without CURVE
+    acked_seq: int = 0
+    granted_seq: int = 0
+    last_heard: float = field(default_factory=time.monotonic)
+
+    @property
+    def owed(self) -> int:
+        """Chunks granted and not yet taken."""
+        return self.granted_seq - self.acked_seq
+
+
+class Sessions:
+    """The sessions that count. One that ended is fenced: nothing of it is taken any more."""
+
+    def __init__(self, chunk_transitions: int, window_chunks: int) -> None:
+        self.restarts = 0  # actors that came back with a new session
+        self._chunk_transitions, self._window_chunks = chunk_transitions, window_chunks
+        self._live: dict[int, Session] = {}  # in the order in which they were last granted
+        self._fenced: collections.deque[int] = collections.deque(maxlen=4096)
+        self._seen_actors: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(list(self._live.values()))
+
+    def get(self, session_id: int) -> Session | None:
+        return self._live.get(session_id)
+
+    def was_fenced(self, session_id: int) -> bool:
+        return session_id in self._fenced
+
+    def open(self, session_id: int, actor_id: int, route: bytes, user: str) -> Session:
+        """A new life of an actor; the one before, if it still counts, is fenced."""
+        for old in self:
+            if old.actor_id == actor_id:
+                self.fence(old)
+        self.restarts += actor_id in self._seen_actors
+        self._seen_actors.add(actor_id)
+        self._live[session_id] = session = Session(session_id, actor_id, route, user)
+        return session
+
+    def fence(self, session: Session) -> None:
+        """It ends: its unused credit returns, its late chunks are refused."""
+        del self._live[session.id]
+        self._fenced.append(session.id)
+
+    def fence_silent(self, since: float) -> None:
+        """Fence those of whom nothing was heard since then (time.monotonic())."""
+        for session in self:
+            if session.last_heard < since:
+                self.fence(session)
+
+    def grant(self, transitions: float) -> list[Session]:
+        """Give credit, a chunk at a time to whoever has least, the longest waiting first.
+
+        transitions: how many more may be taken in all, those already granted included. What is
+        left of them may be less than a chunk: then one chunk goes out once nothing else is under
+        way, or the last of them would never come. -> sessions that had no credit and now have.
+        """
+        size = self._chunk_transitions
+        room = transitions - size * sum(session.owed for session in self._live.values())
+        woken: list[Session] = []
+        while room >= size or (room > 0 and not any(s.owed for s in self._live.values())):
+            hungry = [s for s in self._live.values() if s.owed < self._window_chunks]
+            if not hungry:
+                break
+            session = min(hungry, key=lambda s: s.owed)
+            if not session.owed:
+                woken.append(session)
+            session.granted_seq += 1
+            self._live[session.id] = self._live.pop(session.id)
+            room -= size
+        return woken

@@ -19,6 +19,7 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from common import command_line  # noqa: E402
+from common.address import remove_socket  # noqa: E402
 from common.config import VERSION, Config  # noqa: E402
 from common.console import say  # noqa: E402
 from common.errors import ConfigError, NoCheckpoint, UserError  # noqa: E402
@@ -114,9 +115,10 @@ def supervise(config: Config, run_dir: Path, resume: bool) -> int:
 
     logs = run_dir / "logs"
     logs.mkdir(exist_ok=True)
-    with contextlib.closing(
-        Heartbeats.create(run_dir / "heartbeats", config.actor_count + 1)
-    ) as beats:
+    with contextlib.ExitStack() as stack:
+        beats = Heartbeats.create(run_dir / "heartbeats", config.actor_count + 1)
+        stack.enter_context(contextlib.closing(beats))
+        stack.callback(remove_socket, run_dir)
         return Supervisor(
             learner_spec,
             actor_spec,

@@ -8,6 +8,7 @@ from pathlib import Path
 from common.config import Config
 from common.errors import ConfigError
 
+_SOCKET = "learner.sock"
 _IPC_PATH_LIMIT = 100  # sun_path holds 107 characters; leave room for libzmq's suffixes
 
 
@@ -38,6 +39,11 @@ def _loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def remove_socket(run_dir: Path) -> None:
+    """The socket file of a learner that could not do it itself."""
+    (run_dir / "ipc" / _SOCKET).unlink(missing_ok=True)
+
+
 def ipc_endpoint(folder: Path) -> str:
     """ipc address of the socket file in `folder`, which becomes private (0700).
 
@@ -45,7 +51,7 @@ def ipc_endpoint(folder: Path) -> str:
     """
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
-    path = folder / "learner.sock"
+    path = folder / _SOCKET
     if len(str(path)) > _IPC_PATH_LIMIT:
         if not Path("/proc/self/fd").is_dir():
             raise ConfigError(
@@ -53,7 +59,7 @@ def ipc_endpoint(folder: Path) -> str:
                 "--run-dir, or --bind tcp://127.0.0.1:5555."
             )
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        path = Path(f"/proc/self/fd/{descriptor}/learner.sock")
+        path = Path(f"/proc/self/fd/{descriptor}/{_SOCKET}")
     return f"ipc://{path}"
 
 

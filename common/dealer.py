@@ -165,7 +165,11 @@ class ActorEndpoint:
                 self._welcome(ack)
             self._acknowledged(ack)
         elif header.type == Type.WEIGHTS:
-            weights = messages.decode_weights(frame, self._weights_size)
+            try:
+                weights = messages.decode_weights(frame, self._weights_size)
+            except BadMessage as error:  # whole, so meant: asking again would not help
+                why = f"actor {self.actor_id} refuses the learner's weights: {error}."
+                raise Refused(why, MISMATCH) from None
             if weights.version > self._have_version:
                 self._have_version, self._fresh = weights.version, weights
         elif header.type == Type.REJECT:

@@ -24,8 +24,8 @@ class NoCheckpoint(UserError):
 class Refused(UserError):
     """The learner refuses this actor.
 
-    exit_code: MISMATCH where their configurations or versions differ, AUTHENTICATION where keys
-    do, 1 where another actor took this one's place.
+    exit_code: MISMATCH where configurations or versions differ or what it sends means nothing
+    here, AUTHENTICATION where keys differ, 1 where another actor took this one's place.
     """
 
     def __init__(self, reason: str, exit_code: int) -> None:

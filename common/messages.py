@@ -1,10 +1,11 @@
 """What crosses a process border, as bytes: encode, and decode with validation.
 
 A message is one frame: header, meta, buffers. The header is fixed (magic, protocol, type, session,
-seq, length of meta); `meta` is msgpack of at most 4 kB; buffers are raw, and their dtype, shape and
-length follow from the `Spec` that both sides agreed on, never from the message. Nothing here can
-execute anything. One frame, because its size can be bounded where it arrives, and because libzmq
-4.3 aborts when a peer leaves in the middle of a multipart message (libzmq issue 3442).
+seq, length of meta, checksum of all else); `meta` is msgpack of at most 4 kB; buffers are raw, and
+their dtype, shape and length follow from the `Spec` that both sides agreed on, never from the
+message. Nothing here can execute anything. One frame, because its size can be bounded where it
+arrives, and because libzmq 4.3 aborts when a peer leaves in the middle of a multipart message
+(libzmq issue 3442).
 """
 
 import enum
@@ -22,6 +23,8 @@ MAGIC = b"VLY1"
 PROTOCOL = 1
 MAX_META_BYTES = 4096
 _HEADER = struct.Struct("<4sHBxQQI")  # magic, protocol, type, -, session, seq, meta bytes
+_CHECKSUM = struct.Struct("<I")  # CRC-32 of the header before it and of everything after it
+_META = _HEADER.size + _CHECKSUM.size  # where the meta begins
 
 TRANSITION_DTYPE = np.dtype(
     [("action", "u1"), ("span", "u1"), ("n_step_return", "<f4"), ("discount", "<f4")]
@@ -159,16 +162,22 @@ ANY_SESSION = 0  # of messages that are the same for every actor
 def encode(header: Header, meta: Any = None, *buffers: Any, protocol: int = PROTOCOL) -> bytes:
     packed = msgpack.packb(meta)
     head = _HEADER.pack(MAGIC, protocol, header.type, header.session, header.seq, len(packed))
-    return b"".join([head, packed, *buffers])
+    checksum = zlib.crc32(packed, zlib.crc32(head))
+    for buffer in buffers:
+        checksum = zlib.crc32(buffer, checksum)
+    return b"".join([head, _CHECKSUM.pack(checksum), packed, *buffers])
 
 
 def decode_header(frame: memoryview) -> Header:
     """Raises BadMessage, naming the first thing that is wrong."""
-    if len(frame) < _HEADER.size or bytes(frame[:4]) != MAGIC:
+    if len(frame) < _META or bytes(frame[:4]) != MAGIC:
         raise BadMessage("not a message of this protocol")
     _, protocol, kind, session, seq, _ = _HEADER.unpack_from(frame)
     if protocol != PROTOCOL:
         raise OtherProtocol(protocol, session)
+    (checksum,) = _CHECKSUM.unpack_from(frame, _HEADER.size)
+    if zlib.crc32(frame[_META:], zlib.crc32(frame[: _HEADER.size])) != checksum:
+        raise BadMessage("a message fails its checksum")
     try:
         return Header(Type(kind), session, seq)
     except ValueError:
@@ -178,11 +187,11 @@ def decode_header(frame: memoryview) -> Header:
 def decode_meta(frame: memoryview) -> tuple[Any, memoryview]:
     """-> the msgpack part, bounded and free of extension types; the rest of the frame."""
     size = _HEADER.unpack_from(frame)[-1]
-    end = _HEADER.size + size
+    end = _META + size
     if size > MAX_META_BYTES or end > len(frame):
         raise BadMessage(f"meta of {size} bytes, at most {MAX_META_BYTES} allowed")
     try:
-        meta = msgpack.unpackb(frame[_HEADER.size : end], max_ext_len=0, strict_map_key=True)
+        meta = msgpack.unpackb(frame[_META:end], max_ext_len=0, strict_map_key=True)
     except (ValueError, msgpack.UnpackException) as error:
         raise BadMessage(f"meta is not msgpack ({type(error).__name__})") from None
     return meta, frame[end:]
@@ -255,18 +264,19 @@ def encode_weights(weights: Weights) -> bytes:
     """The same bytes serve every actor."""
     raw = weights.vector.astype("<f4", copy=False).tobytes()
     header = Header(Type.WEIGHTS, ANY_SESSION, weights.version)
-    return encode(header, [weights.version, zlib.crc32(raw)], raw)
+    return encode(header, weights.version, raw)
 
 
 def decode_weights(frame: memoryview, size: int) -> Weights:
     """size: floats expected, from the network that will take them."""
     meta, raw = decode_meta(frame)
-    version, checksum = _fields(meta, int, int)
+    (version,) = _fields([meta], int)
     if len(raw) != 4 * size:
         raise BadMessage(f"weights of {len(raw)} bytes, expected {4 * size}")
-    if zlib.crc32(raw) != checksum:
-        raise BadMessage(f"weights version {version} fail their checksum")
-    return Weights(version, np.frombuffer(raw, "<f4").astype(np.float32))
+    vector = np.frombuffer(raw, "<f4").astype(np.float32)
+    if not np.isfinite(vector).all():
+        raise BadMessage(f"weights version {version} are not finite")
+    return Weights(version, vector)
 
 
 def encode_chunk(session: int, seq: int, chunk: Chunk) -> bytes:
@@ -313,7 +323,7 @@ def max_message_bytes(spec: Spec, weights_size: int = 0) -> int:
     """The largest honest message: a full chunk, or the weights."""
     chunk = spec.max_frames * FRAME_SHAPE[0] * FRAME_SHAPE[1]
     chunk += spec.chunk_transitions * TRANSITION_DTYPE.itemsize
-    return _HEADER.size + MAX_META_BYTES + max(chunk, 4 * weights_size)
+    return _META + MAX_META_BYTES + max(chunk, 4 * weights_size)
 
 
 def _episode(meta: Any) -> EpisodeStats | None:

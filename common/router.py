@@ -269,7 +269,7 @@ class LearnerEndpoint:
             try:
                 chunk = messages.decode_chunk(frame, self.spec)
             except BadMessage as error:  # its sender would only send it again
-                self._reject(session.route, session.id, f"a chunk was refused: {error}", 1)
+                self._reject(session.route, session.id, f"a chunk was refused: {error}", MISMATCH)
                 self._sessions.fence(session)
                 raise
             session.acked_seq = header.seq

@@ -201,15 +201,18 @@ class Supervisor:
             return
         self._say(why)
         self._ending, self._deadline = code, time.monotonic() + self.grace_seconds
-        self._learner.terminate()
+        if self._has_beaten(self._learner):
+            self._learner.terminate()
+        else:  # it has not begun: there is nothing to save
+            self._learner.kill()
         for actor in self._actors:  # at once: the saving learner gets their cores
             actor.start_at = None
             actor.terminate()
 
     def _learner_left(self, code: int) -> int:
         clean = code in (0, INTERRUPTED)
-        if self._ending and code == -signal.SIGTERM and not self._has_beaten(self._learner):
-            return self._ending  # asked to leave before it had begun: there was nothing to save
+        if self._ending is not None and not self._has_beaten(self._learner):
+            return self._ending
         if code < 0:
             self._say(f"the learner was {_describe(code)}. {self.resume_hint()}".rstrip())
         elif not clean and code not in self.user_error_codes:

@@ -1,21 +1,25 @@
 """The whole program as a user runs it: real processes, real Pong, bad input, kills, resume."""
 
-import csv
 import json
 import re
 import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.running import (
+    ROOT,
+    all_rows,
+    free_address,
+    last_row,
+    launch,
+    processes_of,
+    run,
+    until,
+    updates,
+)
+
 QUICK = [
     *("--actors", "2", "--envs-per-actor", "2", "--network", "nips", "--learner-threads", "1"),
     *("--learning-starts-transitions", "400", "--replay-transitions", "20000"),
@@ -30,54 +34,6 @@ TAGS = {
     *("actors/1/steps_per_s", "transport/mb_per_s", "transport/refused"),
     *("timings/learner/train", "timings/learner/sample", "timings/actor-0/play"),
 }
-
-
-def launch(*words: str, cwd: Path | None = None, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "launch.py"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=cwd,
-        **options,
-    )
-
-
-def run(*words: str, cwd: Path | None = None, timeout: float = 120) -> tuple[int, str]:
-    with launch(*words, cwd=cwd) as process:
-        output, _ = process.communicate(timeout=timeout)
-        return process.returncode, output
-
-
-def processes_of(run_dir: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if str(run_dir) in (process.info["cmdline"] or []):
-            found.append(process)
-    return found
-
-
-def until(what: Callable[[], Any], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.05)
-    return answer
-
-
-def all_rows(run_dir: Path) -> list[dict[str, str]]:
-    """Complete rows only: the file may be in the middle of being written."""
-    text = (run_dir / "metrics.csv").read_text()
-    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
-
-
-def last_row(run_dir: Path) -> dict[str, str]:
-    rows = all_rows(run_dir) if (run_dir / "metrics.csv").exists() else []
-    return rows[-1] if rows else {"env_steps": "0", "updates": "0"}
-
-
-def updates(run_dir: Path) -> int:
-    return int(last_row(run_dir)["updates"])
 
 
 def tags(run_dir: Path) -> set[str]:
@@ -190,11 +146,6 @@ def test_bad_input_is_one_sentence_and_the_right_code(
     assert got == code, output
     assert sentence in output
     assert "Traceback" not in output
-
-
-def free_address() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"tcp://127.0.0.1:{server.getsockname()[1]}"
 
 
 def test_a_port_in_use_is_one_sentence_and_leaves_the_folder_to_the_next_try(

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from tests.builders import CATCH
-from tests.test_launch import run
+from tests.running import run
 
 
 def test_the_pipeline_learns_catch_to_near_perfect_play(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The wire: what is encoded comes back, and nothing else gets in."""
 
+import contextlib
 import struct
 
 import msgpack
@@ -24,7 +25,7 @@ from common.messages import (
 from tests.builders import chunk_of
 
 SPEC = Spec(n_actions=6, n_step=3, gamma=0.99, chunk_transitions=16)
-HEADER_BYTES = struct.calcsize("<4sHBxQQI")
+META_AT = struct.calcsize("<4sHBxQQII")
 
 
 def chunk_bytes(chunk: Chunk | None = None) -> bytearray:
@@ -71,17 +72,23 @@ def test_small_messages_round_trip() -> None:
     assert messages.decode_reject(memoryview(messages.encode_reject(1, reject))) == reject
 
 
-def test_a_flipped_bit_in_weights_is_noticed() -> None:
-    raw = bytearray(messages.encode_weights(Weights(1, np.ones(100, np.float32))))
-    raw[-7] ^= 4
-    with pytest.raises(BadMessage, match="checksum"):
-        messages.decode_weights(memoryview(raw), 100)
+@given(st.integers(0, 2**32))
+@settings(max_examples=300, deadline=None)
+def test_any_flipped_bit_is_noticed(bit: int) -> None:
+    raw = chunk_bytes(chunk_of(SPEC, 2, 0))
+    bit %= 8 * len(raw)
+    raw[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(BadMessage):
+        messages.decode_header(memoryview(raw))
 
 
-def test_weights_of_another_network_are_refused() -> None:
+def test_weights_of_another_network_or_not_finite_are_refused() -> None:
     raw = memoryview(messages.encode_weights(Weights(1, np.ones(100, np.float32))))
     with pytest.raises(BadMessage, match="expected 404"):
         messages.decode_weights(raw, 101)
+    raw = memoryview(messages.encode_weights(Weights(2, np.full(100, np.nan, np.float32))))
+    with pytest.raises(BadMessage, match="weights version 2 are not finite"):
+        messages.decode_weights(raw, 100)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +97,20 @@ def test_weights_of_another_network_are_refused() -> None:
         (lambda raw: raw[:10], "not a message"),
         (lambda raw: b"XXXX" + raw[4:], "not a message"),
         (lambda raw: raw[:4] + b"\x09\x00" + raw[6:], "protocol version 9"),
-        (lambda raw: raw[:6] + b"\x63" + raw[7:], "unknown message type 99"),
+        (lambda raw: raw[:6] + b"\x63" + raw[7:], "fails its checksum"),
+        (lambda raw: raw[:-1], "fails its checksum"),
+        (lambda raw: raw + b"\0", "fails its checksum"),
     ],
 )
 def test_a_malformed_header_is_refused(change: object, message: str) -> None:
     with pytest.raises(BadMessage, match=message):
         messages.decode_header(memoryview(change(bytes(chunk_bytes()))))  # type: ignore[operator]
+
+
+def test_an_unknown_type_is_refused() -> None:
+    raw = messages.encode(Header(99, 1))  # type: ignore[arg-type]
+    with pytest.raises(BadMessage, match="unknown message type 99"):
+        messages.decode_header(memoryview(raw))
 
 
 @pytest.mark.parametrize(
@@ -150,11 +165,14 @@ def test_a_transition_out_of_range_is_refused(field: str, value: float, message:
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_damaged_messages_raise_nothing_but_bad_message(data: st.DataObject) -> None:
+def test_a_decoder_given_nonsense_that_is_whole_raises_nothing_but_bad_message(
+    data: st.DataObject,
+) -> None:
+    """Bytes changed behind the checksum's back, as a malicious sender may."""
     raw = chunk_bytes(chunk_of(SPEC, 2, 0))
     for _ in range(data.draw(st.integers(1, 4))):
-        raw[data.draw(st.integers(0, min(len(raw), 80) - 1))] = data.draw(st.integers(0, 255))
-    del raw[data.draw(st.integers(0, len(raw))) :]
+        raw[data.draw(st.integers(META_AT - 8, 80))] = data.draw(st.integers(0, 255))
+    del raw[data.draw(st.integers(META_AT, len(raw))) :]
     frame = memoryview(bytes(raw))
     decoders = (
         lambda f: messages.decode_chunk(f, SPEC),
@@ -162,10 +180,8 @@ def test_damaged_messages_raise_nothing_but_bad_message(data: st.DataObject) -> 
         messages.decode_hello,
         messages.decode_ack,
         messages.decode_reject,
+        messages.decode_report,
     )
     for decode in decoders:
-        try:
-            messages.decode_header(frame)
+        with contextlib.suppress(BadMessage):
             decode(frame)  # type: ignore[operator]
-        except BadMessage:
-            pass

@@ -1,0 +1,224 @@
+"""Processes that die, stop, hang and are told to end."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.drills.system import LearnerWatch, System, chooser
+from tests.running import ROOT, until
+
+
+def actors_die_and_stop(folder: Path, long: bool) -> dict[int, str]:
+    """Rows 1 and 2: `kill -9` a random actor every 5 s, with one actor stopped all the while."""
+    actors, seconds = (8, 600) if long else (3, 38)
+    with System(folder, actors=actors, checkpoint_period_seconds="0") as system:
+        system.until_learning()
+        until(lambda: len(system.actor_processes()) == actors, 30)
+        imports = import_seconds()
+        watch, choose = LearnerWatch(system), chooser(1)
+        began = time.monotonic()
+        frozen = system.actor_processes()[0]
+        frozen.suspend()
+        replaced, back, kills = 0.0, [], dict.fromkeys(range(1, actors), 0)
+        while time.monotonic() - began < seconds or not replaced:
+            fewest = min(kills.values())
+            victim = choose.choice([i for i, count in kills.items() if count == fewest])
+            kills[victim] += 1
+            until(lambda v=victim: v in system.actor_processes(), 30)  # type: ignore[misc]
+            old = system.actor_processes()[victim]
+            old.kill()
+            killed = time.monotonic()
+            while time.monotonic() - killed < 5.0 or len(back) < sum(kills.values()):
+                watch.watch(0.1)
+                assert time.monotonic() - killed < 30, f"actor {victim} did not come back"
+                new = system.actor_processes().get(victim, old)
+                if len(back) < sum(kills.values()) and new.pid != old.pid and system.plays(new):
+                    back.append(time.monotonic() - killed)
+            if not replaced and 0 in (now := system.actor_processes()) and now[0] != frozen:
+                replaced = time.monotonic() - began
+            assert time.monotonic() - began < seconds + 30, "the stopped actor was not replaced"
+        assert system.end() == 130, system.text
+        account = system.account()
+    assert not frozen.is_running()
+    assert replaced <= 35 + 5, f"replaced after {replaced:.1f} s"  # looked at every 5 s
+    assert watch.longest_seconds < 1.0, f"the learner paused for {watch.longest_seconds:.2f} s"
+    assert max(back) <= 3 + 1.5 * imports, f"back after {max(back):.1f} s, imports {imports:.1f} s"
+    return {
+        1: f"{sum(kills.values())} kills in {seconds} s, {actors} actors: {account}; longest pause "
+        f"of the learner {watch.longest_seconds:.2f} s; back after {min(back):.1f} to "
+        f"{max(back):.1f} s, of which imports {imports:.1f} s",
+        2: f"a stopped actor was replaced within {replaced:.0f} s (looked every 5 s) and killed",
+    }
+
+
+def import_seconds() -> float:
+    """What an actor's imports take here and now."""
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import actors.actor"], cwd=ROOT, check=True)
+    return time.monotonic() - began
+
+
+def learner_stalls(folder: Path, long: bool) -> dict[int, str]:
+    """Row 3: the learner stops for 30 s and goes on."""
+    seconds = 30 if long else 6
+    with System(folder, checkpoint_period_seconds="0") as system:
+        system.until_learning()
+        actors = system.actor_processes().values()
+        until(lambda: len(system.actor_processes()) == 2, 20)
+        before = {p: p.memory_info().rss for p in actors}
+        system.learner.suspend()
+        time.sleep(seconds)
+        grown = max(p.memory_info().rss - rss for p, rss in before.items())
+        system.learner.resume()
+        system.until_learning()
+        assert system.end() == 130, system.text
+        account = system.account()
+        config = system.config
+    window = (config.window_chunks + 1) * (config.chunk_transitions + 8) * 7056
+    assert grown <= window + (2 << 20), f"an actor grew by {grown:,} B, its window is {window:,}"
+    return {
+        3: f"stalled {seconds} s: {account}; an actor grew by {max(grown, 0):,} B "
+        f"(window {window:,} B)"
+    }
+
+
+def learner_dies(folder: Path, long: bool) -> dict[int, str]:
+    """Row 4: `kill -9` the learner at random moments, and go on."""
+    choose, lost, period = chooser(4), [], 2.0
+    times = 10 if long else 2
+    with System(folder, checkpoint_period_seconds=str(period)) as system:
+        newest = 0
+        for _ in range(times):
+            system.until_learning(5)
+            until(lambda last=newest: newest_checkpoint(system) > last, 30)  # type: ignore[misc]
+            time.sleep(choose.uniform(0.0, 3.0))
+            system.learner.kill()
+            assert system.process.wait(20) == 128 + signal.SIGKILL
+            assert "the learner was killed by SIGKILL. Go on with:" in system.text
+            assert not system.left(), system.left()
+            newest = newest_checkpoint(system)
+            lost.append(system.wall_seconds_at(10**12) - system.wall_seconds_at(newest))
+            system.resume()
+            resumed = f"Resumed at {newest:,} env steps"
+            until(lambda line=resumed: line in system.text, 30)  # type: ignore[misc]
+        system.until_learning()
+        assert system.end() == 130
+    assert max(lost) <= period + 2.0, f"{max(lost):.1f} s of work lost"
+    return {
+        4: f"{times} kills: at most {max(lost):.1f} s of work lost, checkpoints every "
+        f"{period:.0f} s"
+    }
+
+
+def checkpoints(system: System) -> list[Path]:
+    return list((system.run_dir / "checkpoints").glob("step-*"))
+
+
+def newest_checkpoint(system: System) -> int:
+    """Its env steps; 0 when there is none."""
+    return max((int(path.name.split("-")[1]) for path in checkpoints(system)), default=0)
+
+
+def told_to_end(folder: Path, long: bool) -> dict[int, str]:
+    """Row 13: SIGINT, SIGTERM and a double SIGINT at start-up, warm-up, training and saving."""
+    rounds, choose = (5 if long else 1), chooser(13)
+    took: dict[str, list[float]] = {"once": [], "twice": []}
+    for turn in range(rounds):
+        for stage in ("start-up", "warm-up", "training", "saving"):
+            for how in ("SIGINT", "SIGTERM", "double SIGINT"):
+                if not long and (stage, how) not in QUICK_ENDS:
+                    continue
+                place = folder / f"{turn}-{stage}-{how.replace(' ', '-')}"
+                place.mkdir()
+                seconds = end_once(place, stage, how, choose.random())
+                took["twice" if how.startswith("double") else "once"].append(seconds)
+    assert max(took["once"]) < 5, f"it took {max(took['once']):.1f} s to end"
+    assert max(took["twice"]) < 1, f"it took {max(took['twice']):.1f} s to end at once"
+    return {
+        13: f"{sum(map(len, took.values()))} endings: one signal took at most "
+        f"{max(took['once']):.1f} s, two {max(took['twice']):.2f} s; no orphan, no socket file"
+    }
+
+
+QUICK_ENDS = {("start-up", "SIGINT"), ("training", "SIGTERM"), ("saving", "double SIGINT")}
+
+
+def end_once(folder: Path, stage: str, how: str, chance: float) -> float:
+    """-> seconds from the (second) signal until every process was gone."""
+    starts = "90000" if stage == "warm-up" else "300"
+    with System(
+        folder, learning_starts_transitions=starts, checkpoint_period_seconds="1"
+    ) as system:
+        if stage == "start-up":
+            time.sleep(0.3 + 2 * chance)
+        elif stage == "warm-up":
+            until(lambda: system.learner and any(system.journal.iterdir()), 60)
+            time.sleep(chance)
+        else:
+            system.until_learning()
+            until(lambda: checkpoints(system), 30)
+        if stage == "saving":
+            until(lambda: list((system.run_dir / "checkpoints").glob("unfinished-*")), 30, 0.001)
+        began = time.monotonic()
+        system.process.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
+        if how == "double SIGINT":
+            time.sleep(0.15)  # two within a tenth of a second count as one
+            began = time.monotonic()
+            system.process.send_signal(signal.SIGINT)
+        code = system.process.wait(60)
+        seconds = time.monotonic() - began
+        assert code == 130, f"{stage}, {how}: exit code {code}: {system.text[-2000:]}"
+        until(lambda: not system.left(), 2)
+        assert "Traceback" not in system.text, system.text
+        if stage in ("training", "saving"):
+            system.resume()
+            until(lambda: "Resumed at" in system.text, 60)
+            system.until_learning(1)
+            assert system.end() == 130
+    return seconds
+
+
+def launcher_dies(folder: Path, long: bool) -> dict[int, str]:
+    """Row 14: `kill -9` of launch.py."""
+    times, choose, took = (20 if long else 2), chooser(14), []
+    for turn in range(times):
+        place = folder / str(turn)
+        place.mkdir()
+        with System(place) as system:
+            until(lambda: len(system.actor_processes()) == 2, 30)
+            time.sleep(choose.uniform(0, 4))
+            system.process.kill()
+            killed = time.monotonic()
+            until(lambda: not [p for p in system.left() if "launch.py" in p], 5, 0.01)
+            took.append(time.monotonic() - killed)
+    assert max(took) < 2, f"a child lived on for {max(took):.1f} s"
+    return {14: f"{times} kills: every child gone after at most {max(took):.2f} s"}
+
+
+def games_break(folder: Path, long: bool) -> dict[int, str]:
+    """Row 15: games that raise, hang or segfault now and then, and one that always does."""
+    seen = []
+    for fault in ("raise", "segfault", "hang") if long else ("raise", "segfault"):
+        place = folder / fault
+        place.mkdir()
+        often = "10000" if long else "400"
+        faults = {"STAMPED_FAULT": fault, "STAMPED_FAULT_STEPS": often}
+        with System(
+            place, environment=faults, checkpoint_period_seconds="0", samples_per_insert="2"
+        ) as system:
+            system.until_learning()
+            until(lambda: "restarted in" in system.text, 300)
+            system.until_learning(50, 120)
+            assert system.end() == 130, system.text
+            deaths = system.text.count("restarted in")
+            seen.append(f"{fault}: {deaths} deaths survived, {system.account()}")
+    place = folder / "always"
+    place.mkdir()
+    with System(place, environment={"STAMPED_FAULT": "raise", "STAMPED_FAULT_STEPS": "1"}) as loop:
+        assert loop.process.wait(120) == 1, loop.text
+        assert "giving up" in loop.text
+        assert "RuntimeError: the game broke, as it was asked to" in loop.text
+        assert not loop.left()
+    return {15: "; ".join(seen) + "; a game that always raises: gave up with its traceback"}

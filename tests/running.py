@@ -1,0 +1,69 @@
+"""Running the program as a user does, and watching it: for tests and drills."""
+
+import csv
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+T = TypeVar("T")
+
+
+def launch(*words: str, cwd: Path | None = None, **options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "launch.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=cwd,
+        **options,
+    )
+
+
+def run(*words: str, cwd: Path | None = None, timeout: float = 120) -> tuple[int, str]:
+    with launch(*words, cwd=cwd) as process:
+        output, _ = process.communicate(timeout=timeout)
+        return process.returncode, output
+
+
+def processes_of(run_dir: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if str(run_dir) in (process.info["cmdline"] or []):
+            found.append(process)
+    return found
+
+
+def until(what: Callable[[], T], seconds: float, period_seconds: float = 0.05) -> T:
+    """The first truthy answer; fails when there is none in time."""
+    deadline = time.monotonic() + seconds
+    while not (answer := what()):
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(period_seconds)
+    return answer
+
+
+def free_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+def all_rows(run_dir: Path) -> list[dict[str, str]]:
+    """Complete rows only: the file may be in the middle of being written."""
+    text = (run_dir / "metrics.csv").read_text()
+    return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+
+
+def last_row(run_dir: Path) -> dict[str, str]:
+    rows = all_rows(run_dir) if (run_dir / "metrics.csv").exists() else []
+    return rows[-1] if rows else {"env_steps": "0", "updates": "0"}
+
+
+def updates(run_dir: Path) -> int:
+    return int(last_row(run_dir)["updates"])

@@ -5,7 +5,7 @@ and before the episode, so that what a learner holds can be checked against what
 transition once, in order, and no stack that mixes lives or episodes. Environment variables, read
 when a game is made:
   STAMPED_JOURNAL   folder; each life appends one byte per step to its file <pid>-<life>
-  STAMPED_FAULT     raise | hang | segfault, with probability 1 / STAMPED_FAULT_STEPS per step
+  STAMPED_FAULT     raise | hang | segfault | nan, with probability 1 / STAMPED_FAULT_STEPS per step
 """
 
 import os
@@ -53,9 +53,9 @@ class Stamped(gymnasium.Env[np.ndarray, int]):
         return self._frame(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self.fault and self.np_random.integers(self.fault_steps) == 0:
-            self._fail()
         reward = reward_of(self.steps)
+        if self.fault and self.np_random.integers(self.fault_steps) == 0:
+            reward = self._fail()
         self.steps += 1
         self.left -= 1
         if self.journal >= 0:
@@ -69,12 +69,15 @@ class Stamped(gymnasium.Env[np.ndarray, int]):
         frame.reshape(-1)[: _STAMP.itemsize] = stamp.view(np.uint8)
         return frame
 
-    def _fail(self) -> None:
+    def _fail(self) -> float:
+        if self.fault == "nan":
+            return float("nan")
         if self.fault == "raise":
             raise RuntimeError("the game broke, as it was asked to")
         if self.fault == "hang":
             time.sleep(1e6)
         os.kill(os.getpid(), signal.SIGSEGV)
+        return 0.0
 
     def close(self) -> None:
         if self.journal >= 0:

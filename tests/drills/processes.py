@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.drills.system import LearnerWatch, System, chooser
+from tests.drills.system import LearnerWatch, System, checkpoints, chooser
 from tests.running import ROOT, until
 
 
@@ -110,10 +110,6 @@ def learner_dies(folder: Path, long: bool) -> dict[int, str]:
         4: f"{times} kills: at most {max(lost):.1f} s of work lost, checkpoints every "
         f"{period:.0f} s"
     }
-
-
-def checkpoints(system: System) -> list[Path]:
-    return list((system.run_dir / "checkpoints").glob("step-*"))
 
 
 def newest_checkpoint(system: System) -> int:

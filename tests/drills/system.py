@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Self
@@ -36,7 +37,7 @@ SMALL = {
 
 
 class System:
-    """One run of launch.py in `folder`/run, its output in a file, its games journalled."""
+    """One run of launch.py in `folder`/run, its console read, its games journalled."""
 
     def __init__(
         self, folder: Path, actors: int = 2, environment: dict[str, str] | None = None, **flags: str
@@ -53,15 +54,23 @@ class System:
         self._start(words)
 
     def _start(self, words: list[str]) -> None:
-        self.output = self.folder / "output.txt"
-        with self.output.open("w") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "launch.py"), *words],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                cwd=self.folder,
-                env={**os.environ, **self.environment},
-            )
+        self._lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, str(ROOT / "launch.py"), *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=self.folder,
+            env={**os.environ, **self.environment},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        with self.process.stdout as stream:
+            for line in stream:
+                self._lines.append(line)
 
     def resume(self, **flags: str) -> None:
         words = ["--resume", str(self.run_dir)]
@@ -73,14 +82,18 @@ class System:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in processes_of(self.run_dir):
-            process.kill()
         self.process.kill()
         self.process.wait()
+        for process in processes_of(self.run_dir):
+            process.kill()
+        self._reader.join(10)
 
     @property
     def text(self) -> str:
-        return self.output.read_text()
+        """What the console has shown since the last start."""
+        if self.process.poll() is not None:
+            self._reader.join(10)
+        return "".join(self._lines)
 
     @property
     def config(self) -> Config:
@@ -120,6 +133,9 @@ class System:
         sockets = [str(path) for path in (self.run_dir / "ipc").glob("*")]
         return [" ".join(p.cmdline()) for p in processes_of(self.run_dir)] + sockets
 
+    def rows(self) -> list[dict[str, str]]:
+        return all_rows(self.run_dir)
+
     def wall_seconds_at(self, env_steps: int) -> float:
         """Of the run, when it had taken so many env steps, as its records tell."""
         rows = [row for row in all_rows(self.run_dir) if int(row["env_steps"]) <= env_steps]
@@ -157,6 +173,10 @@ class System:
             f"{sum(played.values()):,} produced by {len(lives_by_pid)} processes, {kept:,} held, "
             f"each once and in order; at most {worst} of one process were under way (limit {most})"
         )
+
+
+def checkpoints(system: System) -> list[Path]:
+    return list((system.run_dir / "checkpoints").glob("step-*"))
 
 
 class LearnerWatch:

@@ -1,0 +1,68 @@
+"""A learner's endpoint in a process of its own: what it takes is checked, what it costs is told.
+
+`python -m tests.drills.endpoint CONFIG ADDRESS KEYS SECONDS_PER_CHUNK` (KEYS may be empty) prints a
+line of JSON ten times a second, until its standard input closes. Chunks are numbered by
+`numbered`; one that is missing, repeated or out of order ends the process.
+"""
+
+import json
+import select
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from common.config import Config
+from common.keys import load_learner_keys
+from common.messages import Chunk, Spec, Weights
+from common.router import LearnerEndpoint
+from tests.builders import chunk_of
+
+WEIGHTS_SIZE = 10
+_MOST_CHUNKS = 100_000  # of one actor; float32 holds 16 million exactly
+
+
+def numbered(spec: Spec, actor_id: int, number: int) -> Chunk:
+    """Chunk `number` (from 0) of this actor."""
+    chunk = chunk_of(spec, spec.chunk_transitions, 0)
+    chunk.transitions["n_step_return"][0] = actor_id * _MOST_CHUNKS + number
+    return chunk
+
+
+def main(config_path: str, address: str, keys: str, seconds_per_chunk: str) -> None:
+    config = Config.from_json(Path(config_path))
+    endpoint = LearnerEndpoint(config, address, load_learner_keys(Path(keys)) if keys else None)
+    endpoint.publish(Weights(1, np.zeros(WEIGHTS_SIZE, np.float32)))
+    ahead = int(config.tolerance_samples)
+    endpoint.set_insert_limit(ahead, 0)
+    endpoint.start(0)
+    process, taken, next_of, slow = psutil.Process(), 0, {}, float(seconds_per_chunk)
+    next_report = 0.0
+    while not select.select([sys.stdin], [], [], 0.0)[0]:
+        for chunk in endpoint.drain():
+            time.sleep(slow)
+            actor_id, number = divmod(int(chunk.transitions["n_step_return"][0]), _MOST_CHUNKS)
+            expected = next_of.get(actor_id, 0)
+            if number != expected:
+                sys.exit(f"chunk {number} of actor {actor_id} came, {expected} was due")
+            next_of[actor_id] = expected + 1
+            taken += len(chunk)
+            endpoint.set_insert_limit(taken + ahead, taken)
+        endpoint.wait(0.05)
+        if time.monotonic() >= next_report:
+            next_report = time.monotonic() + 0.1
+            report = {
+                "chunks": sum(next_of.values()),
+                "by_actor": next_of,
+                "refused": endpoint.stats.refused,
+                "duplicates": endpoint.stats.duplicates,
+                "rss": process.memory_info().rss,
+            }
+            print(json.dumps(report), flush=True)
+    endpoint.stop()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,227 @@
+"""Disks and checkpoints: crashes while saving, damage, no room."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.errors import NoCheckpoint
+from common.messages import Spec
+from learner.checkpoint import Checkpointer, Snapshot, list_checkpoints, load_newest
+from learner.replay import Replay, UniformSampler
+from tests.builders import chunk_of, config
+from tests.drills.system import System, checkpoints, chooser
+from tests.running import until
+
+SMALL = config(replay_transitions=256, learning_starts_transitions=64)
+SPEC = Spec.of(SMALL)
+
+
+def empty_replay() -> Replay:
+    return Replay(SMALL, UniformSampler(np.random.default_rng(0)))
+
+
+def save(folder: Path, replay: Replay, number: int) -> None:
+    tensors = {"online.w": torch.full((20_000,), float(number))}
+    chunks = list(replay.chunks)
+    checkpointer = Checkpointer(folder, replay, keep=2)
+    checkpointer.save_now(Snapshot(number, tensors, {"number": number}, chunks))
+    if checkpointer.error:
+        raise checkpointer.error
+
+
+def load(folder: Path) -> int:
+    """-> the number of the checkpoint that a resume would use, its contents checked."""
+    replay = empty_replay()
+    tensors, state = load_newest(folder, replay, check=lambda state: None, log=lambda text: None)
+    number = int(state["number"])
+    assert tensors["online.w"].eq(number).all()
+    assert replay.end_id == 16 * number, "the replay belongs to another checkpoint"
+    return number
+
+
+def filled(folder: Path, saves: int) -> Replay:
+    replay = empty_replay()
+    for number in range(1, saves + 1):
+        replay.add(chunk_of(SPEC, 16, 20 * number))
+        save(folder, replay, number)
+    return replay
+
+
+def in_a_child(work: Callable[[], None], seconds: float | None = None) -> int:
+    """Run in a fork; killed after `seconds`. -> what waitpid says."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGKILL)
+    return os.waitpid(pid, 0)[1]
+
+
+class DiesAt:
+    """Ends the process at the nth call of anything that changes the disk."""
+
+    CALLS = ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir", "open", "write")
+
+    def __init__(self, call: int) -> None:
+        self.left = call
+        for name in self.CALLS:
+            setattr(os, name, self._wrap(getattr(os, name)))
+
+    def _wrap(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def dying(*args: Any, **kwargs: Any) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                os._exit(9)
+            return real(*args, **kwargs)
+
+        return dying
+
+
+def crash_everywhere(folder: Path, again: bool) -> int:
+    """One crash per call that changes the disk. again: the save replaces one of the same name.
+
+    -> calls that a save makes.
+    """
+    for call in range(10_000):
+        place = folder / f"{again}-{call}"
+        place.mkdir()
+        replay = filled(place, 2)
+        if not again:
+            replay.add(chunk_of(SPEC, 16, 500))
+
+        def crash(place: Path = place, replay: Replay = replay, call: int = call) -> None:
+            DiesAt(call)
+            save(place, replay, 2 if again else 3)
+
+        ended = in_a_child(crash)
+        assert load(place) in ((2,) if again else (2, 3)), "the checkpoint before is gone"
+        while replay.end_id < 16 * 4:
+            replay.add(chunk_of(SPEC, 16, 600))
+        save(place, replay, 4)  # and the next save is none the worse
+        assert load(place) == 4
+        assert not list(place.glob("unfinished-*"))
+        shutil.rmtree(place)
+        if not ended:
+            assert call > 10, "the steps of saving were not seen"
+            return call
+    raise AssertionError("saving never came to its end")
+
+
+def saving_crashes(folder: Path, long: bool) -> dict[int, str]:
+    """Row 5: a crash at every single step of saving, and kills at random moments of it."""
+    steps = sum(crash_everywhere(folder, again) for again in (False, True))
+    kills, choose = (100 if long else 20), chooser(5)
+    for turn in range(kills):
+        place = folder / f"kill-{turn}"
+        place.mkdir()
+        replay = filled(place, 1)
+
+        def many(place: Path = place, replay: Replay = replay) -> None:
+            for number in range(2, 10_000):
+                replay.add(chunk_of(SPEC, 16, number))
+                save(place, replay, number)
+
+        in_a_child(many, choose.uniform(0.0, 0.15))
+        assert load(place) >= 1
+        shutil.rmtree(place)
+    return {
+        5: f"a crash at each of {steps} steps of saving and {kills} kills at random moments: "
+        "each time the newest complete checkpoint or the one before was loaded"
+    }
+
+
+def damage(checkpoint: Path, choose: random.Random) -> str:
+    """One random fault in one file. -> what it was."""
+    file = choose.choice(sorted(checkpoint.iterdir()))
+    kind = choose.choice(("flip", "flip", "truncate", "remove", "stray"))
+    content = bytearray(file.read_bytes())
+    if kind == "flip":
+        content[choose.randrange(len(content))] ^= 1 << choose.randrange(8)
+        file.write_bytes(content)
+    elif kind == "truncate":
+        file.write_bytes(content[: choose.randrange(len(content))])
+    elif kind == "remove":
+        file.unlink()
+    else:
+        (checkpoint / f"stray-{choose.random()}").write_bytes(b"?")
+    return kind
+
+
+def checkpoints_rot(folder: Path, long: bool) -> dict[int, str]:
+    """Row 6: random damage to a checkpoint, then to all of them."""
+    times, choose = (1_000 if long else 150), chooser(6)
+    good = folder / "good"
+    good.mkdir()
+    filled(good, 3)
+    kinds: dict[str, int] = {}
+    for turn in range(times):
+        place = folder / f"rot-{turn}"
+        shutil.copytree(good, place)
+        newest, before = list_checkpoints(place)
+        kind = damage(newest, choose)
+        kinds[kind] = kinds.get(kind, 0) + 1
+        assert load(place) == 2, f"{kind} was not noticed"
+        damage(before, choose)
+        try:
+            load(place)
+        except NoCheckpoint as error:
+            assert error.exit_code == 5
+        else:
+            raise AssertionError("a damaged checkpoint was loaded")
+        shutil.rmtree(place)
+    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    return {
+        6: f"{times} damaged ({told}): all noticed, the one before was loaded; with that "
+        "damaged too, exit code 5"
+    }
+
+
+def no_room(folder: Path, long: bool) -> dict[int, str]:
+    """Row 7: no file can grow any more while a run saves and logs (RLIMIT_FSIZE of the learner)."""
+    seconds = 150 if long else 12
+    with System(folder, checkpoint_period_seconds="2") as system:
+        system.until_learning()
+        until(lambda: checkpoints(system), 30)
+        kept = {path.name for path in checkpoints(system)}
+        learner = system.learner.pid
+        unlimited = resource.prlimit(learner, resource.RLIMIT_FSIZE)
+        resource.prlimit(learner, resource.RLIMIT_FSIZE, (1, unlimited[1]))
+        until(lambda: "Could not write" in system.text, 60)
+        before = shown_updates(system)
+        time.sleep(seconds)
+        after = shown_updates(system)
+        warnings = system.text.count("Could not write")
+        still = {path.name for path in checkpoints(system)}
+        resource.prlimit(learner, resource.RLIMIT_FSIZE, unlimited)
+        system.until_learning()  # by metrics.csv: it is being written again
+        until(lambda: {path.name for path in checkpoints(system)} - still, 30)
+        assert system.end() == 130, system.text
+        system.account()
+        rows = [float(row["env_steps"]) for row in system.rows()]
+    assert after > before + seconds, f"{after - before} updates in {seconds} s: training stopped"
+    assert 1 <= warnings <= 2 + seconds // 60, f"{warnings} warnings in {seconds} s"
+    assert still and still >= kept - (kept - still)
+    assert rows == sorted(rows)
+    return {
+        7: f"{seconds} s without room: {after - before} updates went on, {warnings} warning(s), "
+        f"earlier checkpoints intact, everything written again once there was room"
+    }
+
+
+def shown_updates(system: System) -> int:
+    """By the console, which does not need the disk."""
+    lines = [line for line in system.text.splitlines() if " updates  " in line]
+    return int(lines[-1].split(" updates  ")[0].split()[-1].replace(",", ""))

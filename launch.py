@@ -7,7 +7,7 @@ This process starts and watches the others and imports neither torch nor zmq for
 
 import time
 
-STARTED = time.time()  # wall_seconds counts from here
+STARTED = time.monotonic()  # wall_seconds counts from here, in every process of this machine
 
 import argparse  # noqa: E402
 import contextlib  # noqa: E402
@@ -16,6 +16,8 @@ import os  # noqa: E402
 import shlex  # noqa: E402
 import signal  # noqa: E402
 import sys  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from common import command_line  # noqa: E402
@@ -29,14 +31,17 @@ from common.run_folder import (  # noqa: E402
     has_checkpoint,
     locked,
     make_run_dir,
-    replace_file,
     require_unused,
+    settings_on_trial,
 )
 from common.supervisor import ChildSpec, Supervisor  # noqa: E402
 
-INTERRUPTED = 130
-NEVER_BEGAN = (ConfigError.exit_code, NoCheckpoint.exit_code)
-VERBS = ("train", "eval", "keys", "learner", "actor")
+INTERRUPTED, USER_ERRORS = 130, (2, 3, 4, 5)
+VERBS = ("train", "eval", "keys")
+INTERNAL_VERBS = ("learner", "actor")  # the child processes of `train`
+LIBRARIES = frozenset(
+    {"torch", "gymnasium", "ale_py", "cv2", "numpy", "zmq", "msgpack"} | {"psutil", "safetensors"}
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words.pop(0) if words and not words[0].startswith("-") else "train"
     try:
-        if verb not in VERBS:
+        if verb not in VERBS + INTERNAL_VERBS:
             known = ", ".join(VERBS)
             raise ConfigError(f"Unknown verb {verb!r}{did_you_mean(verb, VERBS)}; known: {known}.")
         return {"train": train, "eval": evaluate, "keys": keys, "learner": learner, "actor": actor}[
@@ -57,12 +62,17 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         say(f"volley: {error}", error=True)
         return error.exit_code
-    except KeyboardInterrupt:  # before anything was started that could be saved
+    except KeyboardInterrupt:
+        say("Interrupted before anything had begun.", error=True)
         return INTERRUPTED
-    except ImportError as error:
-        if "libGL" not in str(error):
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in LIBRARIES:
             raise
-        say(f"volley: {error}", error=True)
+        say(
+            f"volley: {error}: install what README's first command installs, and run launch.py by "
+            "the Python of that environment.",
+            error=True,
+        )
         return ConfigError.exit_code
 
 
@@ -71,37 +81,30 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(words: list[str]) -> int:
     order = command_line.parse(words)
-    config, resume = order.config, order.resume is not None
-    run_dir = order.resume or make_run_dir(config, STARTED)
+    from actors.game import make_game
+
+    game = make_game(order.config.env)
+    config = dataclasses.replace(
+        order.config, n_actions=game.n_actions, frames_per_env_step=game.frames_per_env_step
+    )
+    game.close()
+    run_dir = order.resume or make_run_dir(config)
     with locked(run_dir):
-        if not resume:
+        if not order.resume:
             require_unused(run_dir)
         elif not has_checkpoint(run_dir):
             raise NoCheckpoint(f"{run_dir} holds no checkpoint to resume from.")
-        from actors.game import make_game
-
-        config = dataclasses.replace(config, n_actions=make_game(config.env).n_actions)
-        settings = run_dir / "config.json"
-        before = settings.read_text() if resume else ""
-        replace_file(settings, config.to_json())
         say(f"Volley {VERSION}: {config.env}, preset {config.preset}, run folder {run_dir}")
         run = supervise if config.actor_count else train_in_lock_step
-        code = -1
-        try:
-            code = run(config, run_dir, resume)
-        except UserError as error:
-            code = error.exit_code
-            raise
-        finally:
-            if resume and code in NEVER_BEGAN:  # its flags do not stay
-                replace_file(settings, before)
-    if code == INTERRUPTED:
-        say(resume_hint(run_dir) or "Nothing was saved yet.")
+        with settings_on_trial(run_dir, config) as began:
+            code = run(config, run_dir, order.resume is not None, began)
+        if code not in (0, *USER_ERRORS) or (code and has_checkpoint(run_dir)):
+            say(how_to_go_on(run_dir), error=True)  # stdout may be `| tee`, dead of the same Ctrl-C
     return code
 
 
-def supervise(config: Config, run_dir: Path, resume: bool) -> int:
-    """One learner and N actors, until the learner is done."""
+def supervise(config: Config, run_dir: Path, resume: bool, began: Callable[[], None]) -> int:
+    """One learner and N actors, until the learner is done. began: called if it ever was at work."""
     parent = str(os.getpid())
     folder = str(run_dir)
 
@@ -119,27 +122,31 @@ def supervise(config: Config, run_dir: Path, resume: bool) -> int:
         beats = Heartbeats.create(run_dir / "heartbeats", config.actor_count + 1)
         stack.enter_context(contextlib.closing(beats))
         stack.callback(remove_socket, run_dir)
-        return Supervisor(
-            learner_spec,
-            actor_spec,
-            config.actor_count,
-            beats,
-            logs=logs,
-            log=lambda text: say(text, error=True),
-            resume_hint=lambda: resume_hint(run_dir),
-        ).run()
+        log = partial(say, error=True)
+        supervisor = Supervisor(
+            learner_spec, actor_spec, config.actor_count, beats, logs=logs, log=log
+        )
+        code = supervisor.run()
+        if supervisor.learner_began:
+            began()
+        return code
 
 
-def train_in_lock_step(config: Config, run_dir: Path, resume: bool) -> int:
+def train_in_lock_step(
+    config: Config, run_dir: Path, resume: bool, began: Callable[[], None]
+) -> int:
     """Everything in this process, one thing at a time: the asynchronous form's oracle."""
+    os.environ.update(learner_environment(config))  # before torch is imported
     from actors.actor import actor_epsilon
     from actors.player import Player
     from learner.learner import Learner, finish
 
     stop = StopSignal(signal.SIGTERM, signal.SIGINT)
-    learner = Learner(config, run_dir, resume, STARTED)
     player = Player(config, seed=[config.seed, 0, 0, 0])
+    player.state_dict()  # now, not at the first save: a game that cannot be saved says so
+    learner = Learner(config, run_dir, resume, STARTED)
     learner.attach_player(player)
+    began()
     reason, saved = "", time.monotonic()
     while not reason:
         for chunk in player.step(actor_epsilon(config, 0, learner.inserted)):
@@ -168,7 +175,7 @@ def learner(words: list[str]) -> int:
     die_with_parent(int(parent))
     run_dir = Path(folder)
     config = Config.from_json(run_dir / "config.json")
-    stop = StopSignal(signal.SIGTERM)  # heard also while torch is being imported
+    stop = StopSignal(signal.SIGTERM, signal.SIGINT)  # from whoever signals every process
     from learner.learner import run_learner
 
     beats = Heartbeats.open(run_dir / "heartbeats")
@@ -196,7 +203,7 @@ def actor(words: list[str]) -> int:
 
 
 def internal(verb: str, words: list[str]) -> list[str]:
-    if len(words) != 4:
+    if len(words) != 4 or not words[1].isdigit():
         raise ConfigError(f"`{verb}` is started by `train`, not by hand: use `launch.py train`.")
     return words
 
@@ -205,15 +212,20 @@ def evaluate(words: list[str]) -> int:
     """eval RUN: greedy games of the run's best policy."""
     parser = argparse.ArgumentParser(prog="launch.py eval", description=evaluate.__doc__)
     parser.add_argument("run", type=Path, help="run folder, or a .safetensors file")
-    parser.add_argument("--games", type=int, default=30)
-    parser.add_argument("--seed", type=int, default=12345)
+    parser.add_argument("--games", type=int, default=30, help="whole games (default: 30)")
+    parser.add_argument("--seed", type=int, default=12345, help="of the games (default: 12345)")
     given = parser.parse_args(words)
-    if given.games < 1:
-        raise ConfigError(f"--games is {given.games}, expected at least 1.")
+    for name, value, least in (("games", given.games, 1), ("seed", given.seed, 0)):
+        if value < least:
+            raise ConfigError(f"--{name} is {value}, expected at least {least}.")
     from actors.evaluator import evaluate as play
     from actors.evaluator import load_policy
 
     path = given.run if given.run.suffix == ".safetensors" else given.run / "best.safetensors"
+    if not path.exists():
+        raise ConfigError(
+            f"There is no policy at {path}: a run writes one after 100 games, or when it ends."
+        )
     scores = play(load_policy(path), given.games, given.seed)
     print("scores", *(f"{score:+.0f}" for score in sorted(scores)))
     mean = sum(scores) / len(scores)
@@ -246,10 +258,10 @@ def learner_environment(config: Config) -> dict[str, str]:
     return {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
-def resume_hint(run_dir: Path) -> str:
-    """How to go on with a run; empty while it has nothing to go on from."""
+def how_to_go_on(run_dir: Path) -> str:
+    """The command that resumes a run which ended early."""
     if not has_checkpoint(run_dir):
-        return ""
+        return "Nothing was saved yet."
     with contextlib.suppress(ValueError):
         run_dir = run_dir.relative_to(Path.cwd())
     return "Go on with: " + shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])

@@ -31,12 +31,12 @@ class Accumulator:
         self._frames: list[np.ndarray] = []
         self._actions: list[int] = []
         self._rewards: list[float] = []
-        self._version = -1
+        self._versions: list[int] = []
 
     def begin(self, frame: np.ndarray) -> None:
         """An episode starts with `frame` [84, 84] u8; the stack before it is empty."""
         self._frames = [_NO_FRAME] * (STACK - 1) + [frame]
-        self._actions, self._rewards = [], []
+        self._actions, self._rewards, self._versions = [], [], []
 
     def append(
         self,
@@ -51,26 +51,25 @@ class Accumulator:
 
         After `terminated` or `truncated` call `begin` before the next step.
         """
-        if not self._actions:
-            self._version = policy_version
         self._frames.append(frame)
         self._actions.append(action)
         self._rewards.append(reward)
+        self._versions.append(policy_version)
         if terminated or truncated:
-            return self._flush(terminated, policy_version)
+            return self._flush(terminated)
         if len(self._actions) == self._chunk_transitions + self.spec.n_step - 1:
-            return [self._emit(self._chunk_transitions, ended=False, next_version=policy_version)]
+            return [self._emit(self._chunk_transitions, terminated=False)]
         return []
 
-    def _flush(self, terminated: bool, version: int) -> list[Chunk]:
+    def _flush(self, terminated: bool) -> list[Chunk]:
         """The episode is over: everything goes, in as many chunks as it takes."""
         chunks = []
         while self._actions:
             count = min(len(self._actions), self._chunk_transitions)
-            chunks.append(self._emit(count, True, version, terminated))
+            chunks.append(self._emit(count, terminated))
         return chunks
 
-    def _emit(self, count: int, ended: bool, next_version: int, terminated: bool = False) -> Chunk:
+    def _emit(self, count: int, terminated: bool) -> Chunk:
         """Cut the first `count` transitions off the buffer."""
         n, steps = self.spec.n_step, len(self._actions)
         start = np.arange(count)
@@ -88,9 +87,9 @@ class Accumulator:
         if terminated:
             transitions["discount"][start + span == steps] = 0.0
         frames = np.stack(self._frames[: STACK + int((start + span).max())])
-        chunk = Chunk(frames, transitions, self._version)
-        del self._frames[:count], self._actions[:count], self._rewards[:count]
-        self._version = next_version
+        chunk = Chunk(frames, transitions, self._versions[0])
+        for steps_of in (self._frames, self._actions, self._rewards, self._versions):
+            del steps_of[:count]
         self._chunk_transitions = self.spec.chunk_transitions
         return chunk
 
@@ -100,7 +99,7 @@ class Accumulator:
             "frames": np.stack(self._frames).tobytes(),
             "actions": list(self._actions),
             "rewards": list(self._rewards),
-            "version": self._version,
+            "versions": list(self._versions),
             "chunk_transitions": self._chunk_transitions,
         }
 
@@ -108,7 +107,8 @@ class Accumulator:
         frames = np.frombuffer(state["frames"], np.uint8).reshape(-1, *FRAME_SHAPE)
         self._frames = list(frames)
         self._actions, self._rewards = list(state["actions"]), list(state["rewards"])
-        self._version, self._chunk_transitions = state["version"], state["chunk_transitions"]
+        self._versions = list(state["versions"])
+        self._chunk_transitions = state["chunk_transitions"]
 
 
 def with_episode(chunk: Chunk, episode: EpisodeStats) -> Chunk:

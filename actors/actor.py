@@ -30,9 +30,14 @@ def run_actor(
     learner = ActorEndpoint(config, address, actor_id, size, keys, on_wait=beat)
     try:
         learner.handshake()
+
+        def alive() -> None:  # making many games takes longer than the learner's patience
+            beat()
+            learner.keep_alive()
+
         # Neither a restarted actor nor one of a resumed run lives an earlier life again.
         seed = [config.seed, 0, actor_id, incarnation, learner.env_steps]
-        player = Player(config, seed, beat)
+        player = Player(config, seed, alive)
         first = learner.first_weights()  # a resumed run must not start over with a random network
         player.load_weights(first.version, first.vector)
         while True:

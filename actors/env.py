@@ -23,12 +23,12 @@ from common.errors import ConfigError
 try:
     import cv2
 except ImportError as error:
-    if "libGL" not in str(error):
+    if ".so" not in str(error):  # not installed at all
         raise
-    raise ImportError(
-        "OpenCV cannot load libGL.so.1: install the system package libgl1 (Debian/Ubuntu: "
-        "apt-get install libgl1), or replace opencv-python by opencv-python-headless."
-    ) from error
+    raise ConfigError(
+        f"OpenCV lacks a system library ({error}): on Debian and Ubuntu `apt-get install libgl1 "
+        "libglib2.0-0 libxcb1` brings them, or replace opencv-python by opencv-python-headless."
+    ) from None
 
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # before the first emulator: no banner
@@ -247,7 +247,7 @@ def open_env(env_id: str, render_mode: str | None = None) -> Env:
             # The checker only warns, at each step's cost. Not every environment can render.
             options: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
             env = gymnasium.make(env_id, disable_env_checker=True, **options)
-        except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        except (gymnasium.error.Error, ModuleNotFoundError, ValueError) as error:
             raise UnknownGame(_unknown(env_id, error)) from error
     bare = env.unwrapped
     if isinstance(bare, AtariEnv):

@@ -30,12 +30,15 @@ def load_policy(path: Path) -> Policy:
     """Read best.safetensors. Raises ConfigError when the file is not a policy of ours."""
     try:
         with safe_open(path, framework="pt") as file:
-            config = Config(**json.loads(file.metadata()["config"]))
+            config = Config(**json.loads((file.metadata() or {})["config"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network = network_for(config)
         network.load_state_dict(tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{path} is not a policy of this version: {error}") from None
+        raise ConfigError(
+            f"{path} is not a policy of this version ({type(error).__name__}: {error}): expected "
+            "the best.safetensors or last.safetensors of a run."
+        ) from None
     return Policy(network.eval(), config)
 
 
@@ -65,15 +68,16 @@ def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> lis
         actions[env_step < idle_env_steps[alive]] = 0
         over = []
         for i, action in zip(alive.tolist(), actions.tolist(), strict=True):
-            step = running[i].step(action)
-            scores[i] += step.reward
+            game = running[i]
+            step = game.step(action)
             obs[i, :-1] = obs[i, 1:]
             obs[i, -1] = step.frame
-            if step.game_over:
-                over.append(i)
-            elif step.terminated:  # a life lost: as in training, a new stack and FIRE
+            if step.terminated and not game.scores:  # a life lost: as in training, a new stack
                 obs[i] = 0
-                obs[i, -1] = running[i].reset()
+                obs[i, -1] = game.reset()
+            if game.scores:
+                scores[i] = game.scores[0]
+                over.append(i)
         alive = np.setdiff1d(alive, over)
         if not len(alive):
             break

@@ -42,6 +42,12 @@ class Game(Protocol):
     """One game in play. A step that ended the episode is followed by reset()."""
 
     n_actions: int
+    frames_per_env_step: int
+    scores: list[float]
+    """Raw scores of whole games that are over, oldest first; whoever reads them takes them out.
+
+    Rewards that fall while an episode begins (a no-op, FIRE) count too, and a game may even end
+    there: so a score is the game's to tell, not the sum of its steps' rewards."""
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         """The first frame of an episode, [84, 84] u8. A seed starts a new game (and is slow)."""
@@ -84,6 +90,9 @@ class AtariGame:
         self.n_actions = len(self._actions)
         self._flicker = env._frameskip == 1  # else the emulator's own skip, which sees one frame
         self._skip = SKIP if self._flicker else int(env._frameskip)  # type: ignore[arg-type]
+        self.frames_per_env_step = self._skip
+        self.scores: list[float] = []
+        self._score = 0.0  # of the game in progress
         self._fire = has_fire(env)
         self._noop_max = noop_max
         self._episodic_life = episodic_life
@@ -111,7 +120,16 @@ class AtariGame:
         )
 
     def _play(self, action: int) -> int:
-        """One action for one env_step; leaves on the screen the frames that count."""
+        """One action for one env_step, entered into the score. -> its reward."""
+        reward = self._act(action)
+        self._score += reward
+        if self._ale.game_over():
+            self.scores.append(self._score)
+            self._score = 0.0
+        return reward
+
+    def _act(self, action: int) -> int:
+        """The same without the book-keeping; leaves on the screen the frames that count."""
         ale, screen = self._ale, self._screen
         code = self._actions[action]
         reward = 0
@@ -143,6 +161,7 @@ class AtariGame:
             new_game = self._ale.game_over()
         if new_game:
             self._env.reset(seed=seed)
+            self._score = 0.0
             if self._noop_max:
                 self._noops()
             self._screen.look_once()
@@ -154,9 +173,10 @@ class AtariGame:
         skip = 1 if self._flicker else self._skip
         for _ in range(self._env.np_random.integers(1, self._noop_max + 1)):
             for _ in range(skip):
-                self._ale.act(self._actions[0])
-            if self._ale.game_over():
+                self._score += self._ale.act(self._actions[0])
+            if self._ale.game_over():  # nobody played it: it does not count
                 self._ale.reset_game()
+                self._score = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -165,6 +185,7 @@ class AtariGame:
             "rng": json.dumps(self._env.np_random.bit_generator.state),
             "lives": self._lives,
             "game_over": self._game_over,
+            "score": self._score,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -172,6 +193,7 @@ class AtariGame:
         self._env.np_random.bit_generator.state = json.loads(state["rng"])
         self._lives = state["lives"]
         self._game_over = state["game_over"]
+        self._score = state["score"]
 
     def close(self) -> None:
         self._env.close()
@@ -187,19 +209,27 @@ class GymGame:
     def __init__(self, env: Env) -> None:
         self._env = env
         self._limit = _time_limit(env)
+        self.frames_per_env_step = 1
+        self.scores: list[float] = []
+        self._score = 0.0
         self.n_actions = int(env.action_space.n)  # type: ignore[attr-defined]
 
     def reset(self, seed: int | None = None) -> np.ndarray:
+        self._score = 0.0
         return np.array(self._env.reset(seed=seed)[0])
 
     def step(self, action: int) -> Step:
         obs, reward, terminated, truncated, _ = self._env.step(action)
         over = bool(terminated or truncated)
+        self._score += float(reward)
+        if over:
+            self.scores.append(self._score)
         return Step(np.array(obs), float(reward), bool(terminated), bool(truncated), over)
 
     def state_dict(self) -> dict[str, Any]:
         steps = self._limit._elapsed_steps if self._limit else None
-        return {"env": self._saving_env().get_state(), "limit_env_steps": steps}
+        state = self._saving_env().get_state()
+        return {"env": state, "limit_env_steps": steps, "score": self._score}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         bare = self._saving_env()
@@ -207,13 +237,17 @@ class GymGame:
         bare.set_state(state["env"])
         if self._limit:
             self._limit._elapsed_steps = state["limit_env_steps"]
+        self._score = state["score"]
 
     def _saving_env(self) -> Any:
         bare = self._env.unwrapped
         if hasattr(bare, "get_state") and hasattr(bare, "set_state"):
             return bare
         name = type(bare).__name__
-        raise NotImplementedError(f"{name} cannot be saved: it has no get_state and set_state")
+        raise ConfigError(
+            f"{name} cannot be played in lock-step, where games are saved too: give it get_state() "
+            "and set_state(state), or use --actors 1."
+        )
 
     def close(self) -> None:
         self._env.close()

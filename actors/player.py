@@ -1,5 +1,7 @@
 """k games stepped together: one batched forward pass, one chunk stream."""
 
+import collections
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +50,8 @@ class Player:
             Accumulator(Spec.of(config), max(1, chunk * (i + 1) // k)) for i in range(k)
         ]
         self.obs = np.zeros((k, STACK, *FRAME_SHAPE), np.uint8)
-        self.scores, self.lengths = [0.0] * k, [0] * k
+        self.lengths = [0] * k  # of the games in progress
+        self._over: collections.deque[EpisodeStats] = collections.deque()  # not yet reported
         for i, game_seed in enumerate(game_seeds):
             beat()
             self._begin(i, seed=int(game_seed.generate_state(1)[0]) >> 1)
@@ -69,22 +72,25 @@ class Player:
 
     def _step_game(self, i: int, action: int, epsilon: float) -> list[Chunk]:
         step = self.games[i].step(action)
-        self.scores[i] += step.reward
         self.lengths[i] += 1
         reward = float(np.sign(step.reward)) if self.config.clip_rewards else step.reward
         chunks = self.accumulators[i].append(
             action, reward, step.frame, step.terminated, step.truncated, self.weights_version
         )
-        if step.game_over:
-            stats = EpisodeStats(self.scores[i], self.lengths[i], epsilon, self.weights_version)
-            chunks[-1] = with_episode(chunks[-1], stats)
-            self.scores[i], self.lengths[i] = 0.0, 0
         if step.terminated or step.truncated:
             self._begin(i)
         else:
             self.obs[i, :-1] = self.obs[i, 1:]
             self.obs[i, -1] = step.frame
-        return chunks
+        for score in self.games[i].scores:
+            length, self.lengths[i] = max(1, self.lengths[i]), 0
+            self._over.append(EpisodeStats(score, length, epsilon, self.weights_version))
+        self.games[i].scores.clear()
+        return [self._reporting(chunk) for chunk in chunks]
+
+    def _reporting(self, chunk: Chunk) -> Chunk:
+        """The chunk with the statistics of a finished game that still has to be reported."""
+        return with_episode(chunk, self._over.popleft()) if self._over else chunk
 
     def _begin(self, i: int, seed: int | None = None) -> None:
         frame = self.games[i].reset(seed)
@@ -103,8 +109,8 @@ class Player:
             "games": [game.state_dict() for game in self.games],
             "accumulators": [a.state_dict() for a in self.accumulators],
             "obs": self.obs.tobytes(),
-            "scores": list(self.scores),
             "lengths": list(self.lengths),
+            "over": [dataclasses.astuple(stats) for stats in self._over],
             "weights_version": self.weights_version,
         }
 
@@ -115,5 +121,6 @@ class Player:
         for accumulator, saved in zip(self.accumulators, state["accumulators"], strict=True):
             accumulator.load_state_dict(saved)
         self.obs[:] = np.frombuffer(state["obs"], np.uint8).reshape(self.obs.shape)
-        self.scores, self.lengths = list(state["scores"]), list(state["lengths"])
+        self.lengths = list(state["lengths"])
+        self._over.extend(EpisodeStats(*stats) for stats in state["over"])
         self.weights_version = state["weights_version"]

@@ -71,6 +71,6 @@ def endpoint(config: Config, run_dir: Path) -> str:
 def connect_endpoint(config: Config, run_dir: Path) -> str:
     """Where this machine's actors find the learner; a wildcard host means this machine too."""
     address = endpoint(config, run_dir)
-    for wildcard in ("//*:", "//0.0.0.0:"):
-        address = address.replace(wildcard, "//127.0.0.1:")
+    for wildcard, here in (("*", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")):
+        address = address.replace(f"//{wildcard}:", f"//{here}:")
     return address

@@ -21,7 +21,7 @@ RESUME_MAY_CHANGE = frozenset(
         *("log_period_seconds", "checkpoint_period_seconds", "checkpoints_kept"),
     }
 )
-_NO_FLAG = frozenset({"n_actions"})  # not the user's to choose: the game is asked
+_NO_FLAG = frozenset({"n_actions", "frames_per_env_step"})  # not the user's: the game is asked
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def _resumed(run_dir: Path, given: dict[str, Any]) -> Config:
     fixed = [flag(name) for name in given if name not in RESUME_MAY_CHANGE]
     if fixed:
         raise ConfigError(
-            f"{fixed[0]} cannot change on --resume: it would be another experiment; "
-            "start a new run for it."
+            f"{fixed[0]} cannot change on --resume, which goes on with the same experiment in the "
+            "same folder; start a new run for it."
         )
     if "actors" in given:  # the learner's share of the cores follows, unless it is given too
         given = {"learner_threads": 0, **given}
@@ -62,7 +62,9 @@ def flag_parser() -> argparse.ArgumentParser:
     """One flag per field of Config; only those given appear in the result."""
     parser = argparse.ArgumentParser(
         prog="launch.py",
-        description="Train. Defaults are the preset's; `pong` solves Pong soonest.",
+        description="`launch.py [train] FLAGS` trains; `launch.py eval RUN` plays a policy; "
+        "`launch.py keys FOLDER` makes keys for --bind. Defaults are the preset's; `pong` solves "
+        "Pong soonest.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
@@ -99,7 +101,7 @@ class FieldDoc:
 
 
 def field_docs() -> list[FieldDoc]:
-    """The fields in order, with the group and the help read from this file's own strings."""
+    """The fields in order, with the group and the help read from the strings in config.py."""
     hints, docs, group = get_type_hints(Config), [], ""
     defaults = {f.name: f.default for f in dataclasses.fields(Config)}
     body = ast.parse(inspect.getsource(Config)).body[0].body  # type: ignore[attr-defined]

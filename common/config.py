@@ -45,7 +45,9 @@ class Config:
     episodic_life: bool = False
     """Treat a lost life as the end of an episode (learning only; scores are of whole games)."""
     n_actions: int = 0
-    """Size of the action set; 0: asked of the game at start."""
+    """Size of the action set; asked of the game at start."""
+    frames_per_env_step: int = 0
+    """Emulator frames of one env step; asked of the game at start."""
     clip_rewards: bool = False
     """Learn from the sign of the reward; reported scores stay unclipped."""
 
@@ -157,10 +159,11 @@ class Config:
                 f"({self.learning_starts_transitions}): the first batch could not be filled; "
                 "raise the one or lower the other."
             )
-        if self.replay_transitions < 2 * self.chunk_transitions:
+        room = 5 * self.batch_size + 2 * self.chunk_transitions
+        if self.replay_transitions < room:  # a transition of a short episode takes five frames
             raise ConfigError(
-                f"--replay-transitions ({self.replay_transitions}) holds less than two chunks of "
-                f"--chunk-transitions {self.chunk_transitions}."
+                f"--replay-transitions ({self.replay_transitions}) could hold less than a batch "
+                f"when episodes are short; with this batch and chunk it must be at least {room}."
             )
         if self.replay_device == "cuda" and not self.cuda:
             raise ConfigError("--replay-device cuda needs --cuda.")
@@ -207,8 +210,11 @@ class Config:
         """Read a run's config.json. Raises ConfigError when it is not one."""
         try:
             return cls(**json.loads(path.read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            raise ConfigError(f"There is no run in {path.parent}: it has no {path.name}.") from None
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"{path} is not a configuration of this version: {error}.") from None
+            why = str(error).rstrip(".")
+            raise ConfigError(f"{path} is not a configuration of this version: {why}.") from None
 
 
 _AGREED = (
@@ -221,7 +227,7 @@ _RANGES: list[tuple[str, float, float]] = [
     ("envs_per_actor", 1, 1024),
     ("seed", 0, 2**31 - 1),
     ("noop_max max_env_steps max_minutes", 0, 1e12),
-    ("n_actions", 0, 256),
+    ("n_actions frames_per_env_step", 0, 256),
     ("epsilon_start epsilon_final gamma priority_alpha priority_beta", 0, 1),
     ("epsilon_decay_env_steps", 1, 10**12),
     ("n_step", 1, 50),

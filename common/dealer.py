@@ -95,6 +95,10 @@ class ActorEndpoint:
         fresh, self._fresh = self._fresh, None
         return fresh
 
+    def keep_alive(self) -> None:
+        """Hear and answer, while the caller is busy with something else."""
+        self._receive(0)
+
     def first_weights(self) -> Weights:
         """Wait for the weights to begin with. Raises LearnerGone when none come."""
         while not (weights := self.poll()):
@@ -119,11 +123,12 @@ class ActorEndpoint:
         self._dealer.setsockopt(zmq.LINGER, 0)
         limit = messages.max_message_bytes(Spec.of(self.config), self._weights_size)
         self._dealer.setsockopt(zmq.MAXMSGSIZE, limit)
+        self._dealer.setsockopt(zmq.IPV6, "[" in self.address)
         self._dealer.setsockopt(zmq.RECONNECT_IVL, 100)
         self._dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         if self._keys:
             self._keys.apply(self._dealer)
-        self._watch = HandshakeWatch(self._dealer)
+        self._watch = HandshakeWatch(self._dealer, keys=self._keys is not None)
         self._dealer.connect(self.address)
         self._connected_at = time.monotonic()
         self._hello()

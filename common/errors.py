@@ -15,6 +15,12 @@ class ConfigError(UserError, ValueError):
     exit_code = 2
 
 
+class Mismatch(UserError):
+    """What was found belongs to another game, network or version."""
+
+    exit_code = MISMATCH
+
+
 class NoCheckpoint(UserError):
     """No checkpoint of the run verifies."""
 

@@ -63,13 +63,13 @@ class LearnerKeys:
 class HandshakeWatch:
     """Tells why a connection is not let in; without it libzmq fails in silence.
 
-    dealer: not yet connected.
+    dealer: not yet connected; keys: does it use CURVE?
     """
 
     _RETRIES = 5  # a peer that just died looks like a learner with another key, once
 
-    def __init__(self, dealer: Any) -> None:
-        self._dealer, self._failures = dealer, 0
+    def __init__(self, dealer: Any, keys: bool) -> None:
+        self._dealer, self._keys, self._failures = dealer, keys, 0
         self._monitor = dealer.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_FAILED_AUTH
             | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -87,8 +87,10 @@ class HandshakeWatch:
                 return "one of them uses keys and the other does not: give both --keys, or neither"
             succeeded = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             self._failures = 0 if succeeded else self._failures + 1
-            if self._failures >= self._RETRIES:
+            if self._failures >= self._RETRIES and self._keys:
                 return "the learner does not hold the secret to our learner.public"
+            if self._failures >= self._RETRIES:
+                return "what listens there is not a learner"
         return ""
 
     def close(self) -> None:
@@ -98,16 +100,19 @@ class HandshakeWatch:
 
 def create_keys(folder: Path) -> None:
     """Make both pairs and authorize the actor's. Raises ConfigError rather than overwrite."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: choose a new folder for the keys.")
-    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-    (folder / "authorized").mkdir()
-    for name in ("learner", "actor"):
-        public, secret = zmq.curve_keypair()
-        _write(folder / f"{name}.secret", secret, 0o600)
-        _write(folder / f"{name}.public", public, 0o644)
-        if name == "actor":
-            _write(folder / "authorized" / "actor.public", public, 0o644)
+    try:
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty: choose a new folder for the keys.")
+        (folder / "authorized").mkdir()
+        for name in ("learner", "actor"):
+            public, secret = zmq.curve_keypair()
+            _write(folder / f"{name}.secret", secret, 0o600)
+            _write(folder / f"{name}.public", public, 0o644)
+            if name == "actor":
+                _write(folder / "authorized" / "actor.public", public, 0o644)
+    except OSError as error:
+        raise ConfigError(f"Cannot make keys in {folder}: {error.strerror}.") from None
 
 
 def load_learner_keys(folder: Path) -> LearnerKeys:

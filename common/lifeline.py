@@ -82,6 +82,6 @@ class StopSignal:
             signal.signal(one, self._set)
 
     def _set(self, signum: int, frame: FrameType | None) -> None:
-        self.reason = "Interrupted."
+        self.reason = "Told to stop."
         if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -5,8 +5,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 _CGROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
@@ -24,6 +22,8 @@ def cores(cgroups: Path = _CGROUPS) -> int:
 
 def available_memory_bytes(cgroups: Path = _CGROUPS) -> int:
     """Memory that this process may still take: the machine's, or what its container leaves."""
+    import psutil
+
     rooms = [room for group in _groups(cgroups) if (room := _memory_room(group)) is not None]
     return min([int(psutil.virtual_memory().available), *rooms])
 

@@ -1,4 +1,4 @@
-"""What a run shows and keeps: TensorBoard, metrics.csv, the console, named timings."""
+"""What a run keeps of itself: the scores of its games, TensorBoard events, metrics.csv."""
 
 import collections
 import contextlib
@@ -86,6 +86,7 @@ class Metrics:
         """Onto the disk; after trouble into fresh files, since a broken one cannot go on."""
         with self._surviving():
             if self.error:
+                self._probe()
                 self.close()
                 if self._csv_path.exists():  # a row may have been cut short
                     os.truncate(self._csv_path, self._whole_bytes)
@@ -108,6 +109,14 @@ class Metrics:
         if not self._whole_bytes:
             self._csv.writeheader()
         self._writer = SummaryWriter(str(self._run_dir), purge_step=purge_step, flush_secs=10)
+
+    def _probe(self) -> None:
+        """Raises OSError while there is no room: a writer would only leave an empty file more."""
+        path = self._run_dir / "probe.unfinished"
+        try:
+            path.write_bytes(bytes(1 << 16))
+        finally:
+            path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _surviving(self) -> Iterator[None]:

@@ -40,7 +40,8 @@ class DQN(nn.Module):
         self.input_shape, self.n_actions, self.dueling = input_shape, n_actions, dueling
         (channels, kernel, stride), *others = _CONVOLUTIONS[network]
         self.first = nn.Conv2d(input_shape[0], channels, kernel, stride, bias=False)
-        self.first_bias = nn.Parameter(torch.zeros(channels, 1, 1))
+        bound = (input_shape[0] * kernel**2) ** -0.5  # as nn.Conv2d draws its own
+        self.first_bias = nn.Parameter(torch.empty(channels, 1, 1).uniform_(-bound, bound))
         layers: list[nn.Module] = [nn.ReLU()]
         for filters, kernel, stride in others:
             layers += [nn.Conv2d(channels, filters, kernel, stride), nn.ReLU()]

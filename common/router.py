@@ -83,6 +83,7 @@ class LearnerEndpoint:
         self._router.setsockopt(zmq.LINGER, 0)
         self._router.setsockopt(zmq.MAXMSGSIZE, messages.max_message_bytes(self.spec))
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._router.setsockopt(zmq.IPV6, "[" in address)
         self._router.setsockopt(zmq.RCVHWM, 64)
         if keys:
             keys.apply(self._router)

@@ -1,26 +1,31 @@
-"""The folder of a run: made, kept to one run at a time, written to only as a whole."""
+"""The folder of a run: made, kept to one run at a time; small files replaced as a whole."""
 
 import contextlib
 import fcntl
+import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from common.config import Config
 from common.errors import ConfigError
 
 
-def make_run_dir(config: Config, started: float) -> Path:
-    """The run's folder, made if need be; absolute. started: seconds since the epoch."""
-    if config.run_dir:
-        run_dir = Path(config.run_dir)
-    else:
-        game = config.env.split(":")[-1].replace("/", "-")
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(started))
-        run_dir = Path("runs") / f"{game}-{config.preset}-{config.seed}-{stamp}"
+def make_run_dir(config: Config) -> Path:
+    """The run's folder, made if need be; absolute."""
+    game = config.env.split(":")[-1].replace("/", "-")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    run_dir = Path(config.run_dir or f"runs/{game}-{config.preset}-{config.seed}-{stamp}")
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(2):
+            try:
+                run_dir.mkdir(parents=True, exist_ok=bool(config.run_dir))
+                break
+            except FileExistsError:  # another run of this very second
+                if config.run_dir:
+                    raise
+                run_dir = run_dir.with_name(f"{run_dir.name}-{number}")
     except OSError as error:
         raise ConfigError(
             f"Cannot make the run folder {run_dir}: {error.strerror}; choose another --run-dir."
@@ -44,6 +49,11 @@ def locked(run_dir: Path) -> Iterator[None]:
             raise ConfigError(
                 f"{run_dir} is in use by another run: choose another --run-dir, or end that run."
             ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"Cannot lock the run folder {run_dir}: {error.strerror}; choose a --run-dir on a "
+                "local disk."
+            ) from None
         yield
 
 
@@ -63,6 +73,31 @@ def require_unused(run_dir: Path) -> None:
             f"{run_dir} holds a run that ended before its first checkpoint: remove the folder, or "
             "choose another --run-dir."
         )
+
+
+@contextlib.contextmanager
+def settings_on_trial(run_dir: Path, config: Config) -> Iterator[Callable[[], None]]:
+    """config.json while a run begins. Unless the function that this yields is called, it ends as
+    it was: a run that never began leaves no flags behind. Raises ConfigError when it cannot be
+    written."""
+    path, kept = run_dir / "config.json", False
+    before = path.read_text() if path.exists() else None
+
+    def keep() -> None:
+        nonlocal kept
+        kept = True
+
+    try:
+        replace_file(path, config.to_json())
+    except OSError as error:
+        raise ConfigError(f"Cannot write {path}: {error.strerror}.") from None
+    try:
+        yield keep
+    finally:
+        if not kept and before is None:
+            path.unlink()
+        elif not kept and before is not None:
+            replace_file(path, before)
 
 
 def replace_file(path: Path, text: str) -> None:

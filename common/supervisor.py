@@ -97,7 +97,6 @@ class Supervisor:
     _: KW_ONLY
     logs: Path
     log: Callable[[str], None]
-    resume_hint: Callable[[], str] = lambda: ""  # how to go on with this run; empty: it cannot be
     stall_seconds: float = 30.0
     start_seconds: float = 120.0  # from the start of a child to its first beat
     backoff_seconds: float = 0.5
@@ -120,6 +119,15 @@ class Supervisor:
     def alive(self) -> int:
         """Actors running now."""
         return sum(actor.process is not None for actor in self._actors)
+
+    @property
+    def learner_began(self) -> bool:
+        """Has it ever shown life? From then on there may be something to save."""
+        return self._has_beaten(self._learner)
+
+    @property
+    def _ending_learner(self) -> str:
+        return "the learner saves and ends" if self.learner_began else "the learner had not begun"
 
     def run(self) -> int:
         """Blocks until all is over; main thread only, for the signals and for PR_SET_PDEATHSIG."""
@@ -145,7 +153,7 @@ class Supervisor:
         if self._stop_requests > 1:
             return INTERRUPTED
         if self._stop_requests:
-            self._end(INTERRUPTED, "interrupted: the learner saves and ends; again to kill it")
+            self._end(INTERRUPTED, f"interrupted: {self._ending_learner}; again to kill it")
         if (code := self._learner.reap()) is not None:  # first: its end explains the actors'
             return self._learner_left(code)
         for actor in self._actors:
@@ -177,7 +185,7 @@ class Supervisor:
             self._start(actor)
             self.restarts += actor.incarnation > 0
         except OSError as error:  # no memory, no disk: the learner may still be able to save
-            self._end(GAVE_UP, f"an actor cannot be started: {error}; the learner saves and ends")
+            self._end(GAVE_UP, f"an actor cannot be started: {error}; {self._ending_learner}")
 
     def _check_stalls(self) -> None:
         for child in (self._learner, *self._actors):
@@ -201,9 +209,9 @@ class Supervisor:
             return
         self._say(why)
         self._ending, self._deadline = code, time.monotonic() + self.grace_seconds
-        if self._has_beaten(self._learner):
+        if self.learner_began:
             self._learner.terminate()
-        else:  # it has not begun: there is nothing to save
+        else:
             self._learner.kill()
         for actor in self._actors:  # at once: the saving learner gets their cores
             actor.start_at = None
@@ -211,10 +219,10 @@ class Supervisor:
 
     def _learner_left(self, code: int) -> int:
         clean = code in (0, INTERRUPTED)
-        if self._ending is not None and not self._has_beaten(self._learner):
+        if self._ending is not None and not self.learner_began:
             return self._ending
         if code < 0:
-            self._say(f"the learner was {_describe(code)}. {self.resume_hint()}".rstrip())
+            self._say(f"the learner was {_describe(code)}")
         elif not clean and code not in self.user_error_codes:
             self._say(f"the learner {_describe(code)}")
         if not clean:
@@ -231,7 +239,7 @@ class Supervisor:
             self._say(f"{what}; it is not restarted")
             self._show(actor)
             if not any(a.process or a.start_at is not None for a in self._actors):
-                self._end(code, "no actor is left: the learner saves and ends")
+                self._end(code, f"no actor is left: {self._ending_learner}")
             return
         now = time.monotonic()
         if self._has_beaten(actor):  # failed starts count however long each one took

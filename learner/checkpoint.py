@@ -31,12 +31,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from common.config import FRAME_SHAPE
-from common.errors import ConfigError, NoCheckpoint
+from common.errors import Mismatch, NoCheckpoint
 from common.messages import TRANSITION_DTYPE, Chunk
 from learner.replay import Replay, StoredChunk
 
 FORMAT = 1  # of state.json
 _REPLACED = "-replaced"
+_ASIDE = "unused-"  # before the name of a checkpoint that a resumed run did not go on from
 _SEGMENT_CHUNKS = 64
 _LAYOUT_DTYPE = np.dtype("<i8")  # first_id, length, frame_start, frame_count per chunk
 
@@ -118,7 +119,7 @@ class Checkpointer:
         _sync(self.folder)
         for old in list_checkpoints(self.folder)[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
-        for old in sorted(self.folder.glob("damaged-*"))[:-1]:  # one is enough to look into
+        for old in sorted(self.folder.glob(f"{_ASIDE}*"))[:-1]:  # one is enough to look into
             shutil.rmtree(old, ignore_errors=True)
 
     def _segments(
@@ -126,8 +127,8 @@ class Checkpointer:
     ) -> tuple[dict[str, str], int]:
         """Copy what the checkpoint before holds and still verifies, compress the rest.
 
-        Training goes on meanwhile. A full ring overwrites its oldest chunks: a segment that was
-        hit while it was being read is left out, since the ring has forgotten it too.
+        Training goes on meanwhile. A full ring overwrites its oldest chunks: those that were hit
+        before they could be read are left out, since the ring has forgotten them too.
         -> checksums by file name, first id kept.
         """
         sums: dict[str, str] = {}
@@ -138,18 +139,19 @@ class Checkpointer:
             start, end = _segment_range(path)
             if end > first and start <= done and end <= snapshot.chunks[-1].end_id:
                 beat()
-                content = path.read_bytes()
-                if _sha256(content) != expected:
-                    break  # damaged since: this and what follows is taken from the ring again
+                content = _read_if_whole(path, expected)
+                if content is None:
+                    break  # this and what follows is taken from the ring again
                 sums[path.name] = _write_file(folder / path.name, content)
                 done = end
         fresh = [chunk for chunk in snapshot.chunks if chunk.first_id >= done]
         for at in range(0, len(fresh), _SEGMENT_CHUNKS):
             beat()
-            chunks = fresh[at : at + _SEGMENT_CHUNKS]
-            packed = _pack_segment(self.replay, chunks)
-            if self.replay.first_id > chunks[0].first_id:
-                first = chunks[-1].end_id
+            wanted = fresh[at : at + _SEGMENT_CHUNKS]
+            chunks, packed = _pack_live(self.replay, wanted)
+            if chunks != wanted:
+                first = chunks[0].first_id if chunks else wanted[-1].end_id
+            if not chunks:
                 continue
             name = f"replay-{chunks[0].first_id:014d}-{chunks[-1].end_id:014d}.z"
             sums[name] = _write_file(folder / name, packed)
@@ -173,26 +175,27 @@ def load_newest(
     check: raises, with the state, when the checkpoint is not of this run; called before the
     replay is touched. Says through `log` what did not verify. Raises NoCheckpoint when none does.
     """
+    newer: list[Path] = []
     for path in list_checkpoints(folder):
         try:
             verify(path)
             tensors = load_tensors((path / "model.safetensors").read_bytes())
             state = _from_json((path / "state.json").read_bytes())
             if state.get("format") != FORMAT:
-                raise ConfigError(
+                raise Mismatch(
                     f"{path} was written by another version of Volley (format "
                     f"{state.get('format')}, this version reads {FORMAT})."
                 )
             check(state)
             _load_replay(path, replay, state["replay_first_id"])
-            return tensors, state
-        except OSError as error:  # perhaps a passing fault of the disk: left where it is
+        except (OSError, Damaged, SafetensorError, zlib.error) as error:
             log(f"Checkpoint {path.name} is not used: {error}")
-        except (Damaged, SafetensorError, zlib.error) as error:
-            log(f"Checkpoint {path.name} is not used: {error}")
-            with contextlib.suppress(OSError):  # later checkpoints must not build on it
-                path.rename(path.with_name(f"damaged-{path.name}"))
-        replay.clear()
+            replay.clear()
+            newer.append(path)
+            continue
+        for other in newer:  # the run leaves their line: nothing may build on them any more
+            other.rename(other.with_name(_ASIDE + other.name))
+        return tensors, state
     raise NoCheckpoint(f"No checkpoint in {folder} verifies: start a new run.")
 
 
@@ -215,6 +218,17 @@ def write_policy(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     unfinished.rename(path)
 
 
+def _pack_live(replay: Replay, chunks: list[StoredChunk]) -> tuple[list[StoredChunk], bytes]:
+    """-> those of the chunks that could be read before the ring overwrote them, packed."""
+    while chunks:
+        packed = _pack_segment(replay, chunks)
+        live = [chunk for chunk in chunks if chunk.first_id >= replay.first_id]
+        if live == chunks:
+            return chunks, packed
+        chunks = live
+    return [], b""
+
+
 def _pack_segment(replay: Replay, chunks: list[StoredChunk]) -> bytes:
     layout = np.array(
         [[c.first_id, c.length, c.frame_start, c.frame_count] for c in chunks], _LAYOUT_DTYPE
@@ -228,7 +242,7 @@ def _pack_segment(replay: Replay, chunks: list[StoredChunk]) -> bytes:
 
 
 def _load_replay(path: Path, replay: Replay, first_live_id: int) -> None:
-    """A linked segment may begin with chunks that were evicted since: they are passed over."""
+    """A copied segment may begin with chunks that were evicted since: they are passed over."""
     for segment in sorted(path.glob("replay-*.z")):
         raw = memoryview(zlib.decompress(segment.read_bytes()))
         count, at = int.from_bytes(raw[:8], "little"), 8
@@ -254,7 +268,7 @@ def _read_manifest(checkpoint: Path) -> dict[str, str]:
     try:
         manifest = json.loads((checkpoint / "MANIFEST.json").read_bytes())
         sums, own = dict(manifest["files"]), manifest["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         raise Damaged("its manifest cannot be read") from None
     if own != _sum_of_sums(sums):
         raise Damaged("its manifest is damaged")
@@ -268,7 +282,7 @@ def _sum_of_sums(sums: dict[str, str]) -> str:
 def _segments_of(checkpoints: list[Path]) -> list[tuple[Path, str]]:
     """The replay's segments in a checkpoint, oldest first, with the checksums they should have."""
     for checkpoint in checkpoints:
-        with contextlib.suppress(Damaged):
+        with contextlib.suppress(Damaged, OSError):
             sums = _read_manifest(checkpoint)
             names = sorted(name for name in sums if name.startswith("replay-"))
             return [(checkpoint / name, sums[name]) for name in names]
@@ -282,6 +296,15 @@ def _segment_range(path: Path) -> tuple[int, int]:
 
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _read_if_whole(path: Path, expected: str) -> bytes | None:
+    """Its content, if it has this checksum still."""
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
+        if _sha256(content) == expected:
+            return content
+    return None
 
 
 def _write_file(path: Path, content: bytes) -> str:

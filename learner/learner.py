@@ -12,7 +12,7 @@ from torch import Tensor
 from common.address import endpoint
 from common.config import Config
 from common.console import say
-from common.errors import ConfigError
+from common.errors import ConfigError, Mismatch
 from common.keys import load_learner_keys
 from common.lifeline import StopSignal
 from common.machine import available_memory_bytes
@@ -89,7 +89,11 @@ class Learner:
         return enough and self.limiter.may_sample(self.inserted, self.sampled)
 
     def insert_limit(self) -> float:
-        return self.limiter.insert_limit(self.sampled)
+        """Transitions that the actors may have inserted in all, for now."""
+        limit = self.limiter.insert_limit(self.sampled)
+        if len(self.replay) < self.config.batch_size:  # after a checkpoint whose ring was lost
+            limit = max(limit, self.inserted + self.config.batch_size)
+        return limit
 
     def insert(self, chunk: Chunk) -> None:
         """Store a chunk and enter the game that it may finish into the records."""
@@ -172,7 +176,7 @@ class Learner:
     def _check_layout(self, state: Any) -> None:
         for name, value in self._layout().items():
             if (theirs := state["layout"].get(name)) != value:
-                raise ConfigError(
+                raise Mismatch(
                     f"The checkpoint in {self.run_dir} is of another game or network: its {name} "
                     f"is {theirs!r}, this run's is {value!r}."
                 )
@@ -265,7 +269,7 @@ def finish(
     """The last checkpoint and result.json. -> all of it written?"""
     learner.save_now(beat)
     if error := learner.checkpoints.error:
-        say(f"The last checkpoint could not be written: {error}; the one before is kept.")
+        say(f"The final checkpoint could not be written: {error}; those before it are kept.")
     return learner.records.finish(learner, transport, reason) and not error
 
 

@@ -102,16 +102,17 @@ class Records:
         self.scores.add(game.score)
         self._lengths.append(game.length_env_steps)
         mean, speed = self.scores.mean_100, self._speed_now(env_steps)
+        epsilon = self.epsilon(env_steps)
         say(
             f"{env_steps:>9,} env steps: game {self.scores.games} scored {game.score:+.0f}, "
-            f"mean of last 100 {mean:+.2f}, epsilon {game.epsilon:.2f}, "
+            f"mean of last 100 {mean:+.2f}, epsilon {epsilon:.2f}, "
             f"speed {speed:.0f} env steps/s"
         )
         self.metrics.scalars(
             {
                 "reward": game.score,
                 "reward_100": mean,
-                "epsilon": game.epsilon,
+                "epsilon": epsilon,
                 "speed": speed,
                 "rollout/ep_rew_mean": mean,
                 "rollout/ep_len_mean": sum(self._lengths) / len(self._lengths),
@@ -156,7 +157,7 @@ class Records:
     @property
     def wall_seconds(self) -> float:
         """Of the whole run: from the command's start, interruptions left out."""
-        return self.wall_before + time.time() - self._started
+        return self.wall_before + time.monotonic() - self._started
 
     # -- what is written ------------------------------------------------------------------------
 
@@ -177,6 +178,7 @@ class Records:
                 "actors/alive": transport.alive,
                 "actors/restarts": transport.restarts,
                 "transport/refused": stats.refused,
+                "transport/duplicates": stats.duplicates,
             }
             speeds = self._actor_rates.per_second(
                 {str(i): float(n) for i, n in dict(transport.steps_by_actor).items()}
@@ -189,7 +191,7 @@ class Records:
         values |= {
             "speed": self._speed,
             "time/env_steps_per_s": self._speed,
-            "time/env_frames_per_s": 4 * self._speed,
+            "time/env_frames_per_s": self.config.frames_per_env_step * self._speed,
             "time/updates_per_s": self._update_speed,
             "transport/mb_per_s": rates.get("mb", 0.0),
         }
@@ -211,14 +213,14 @@ class Records:
     def _warn(self, learner: "Learner") -> None:
         """Say what cannot be written, once a minute while it cannot."""
         problems = {
-            "last checkpoint": learner.checkpoints.error,
+            "newest checkpoint": learner.checkpoints.error,
             "records (metrics.csv, TensorBoard)": self.metrics.error,
             "best policy": self._policy_error,
         }
         found = [f"the {what}: {error}" for what, error in problems.items() if error]
         if found and time.monotonic() >= self._next_warning:
             self._next_warning = time.monotonic() + WARNING_PERIOD_SECONDS
-            say(f"Could not write {'; '.join(found)}. Training goes on.")
+            say(f"Could not write {'; '.join(found)}. Training goes on without.")
 
     def _line(self, learner: "Learner", values: dict[str, float]) -> str:
         loss = values.get("train/loss", math.nan)

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ def test_what_the_ring_overwrites_while_it_is_being_saved_is_left_out(
 
     def overwritten_meanwhile(stored: Any) -> Any:
         chunk = read(stored)
-        if stored == before[1]:
+        if stored == before[1] and replay.first_id == before[0].first_id:
             replay.add(chunk_of_more(0))  # evicts the oldest, which was just read
         return chunk
 
@@ -178,7 +179,7 @@ def test_what_the_ring_overwrites_while_it_is_being_saved_is_left_out(
     assert save(tmp_path, replay, 1).error is None
     restored = make_replay()
     load(tmp_path, restored)
-    assert list(restored.chunks) == before[4:]
+    assert list(restored.chunks) == before[1:]
     assert len(before) == live
 
 
@@ -222,6 +223,34 @@ def test_damage_is_noticed_and_the_checkpoint_before_is_used(
     damage(next(before.glob("state.json")))
     with pytest.raises(NoCheckpoint, match="verifies"):
         load(tmp_path, make_replay(), log=said.append)
+
+
+def test_a_checkpoint_that_could_not_be_read_is_never_gone_on_with_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A passing fault of the disk: the run went on from the one before, so this one is history."""
+    replay = make_replay(chunks=5)
+    save(tmp_path, replay, 100)
+    replay.add(chunk_of_more(0))
+    save(tmp_path, replay, 200)
+    real = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if "step-000000000200" in str(path):
+            raise OSError(5, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    resumed = make_replay()
+    _, state = load(tmp_path, resumed)
+    monkeypatch.undo()
+    assert state["env_steps"] == 100
+    resumed.add(chunk_of_more(7))
+    save(tmp_path, resumed, 150)
+    restored = make_replay()
+    _, state = load(tmp_path, restored)
+    assert state["env_steps"] == 150
+    assert same_contents(resumed, restored)
 
 
 def test_a_disk_that_fails_leaves_the_earlier_checkpoint_and_says_so(
@@ -298,6 +327,31 @@ def test_a_checkpoint_of_another_network_is_refused_in_a_sentence(
     assert lock_step(tmp_path, "--max-env-steps", "300") == 0
     path = tmp_path / "config.json"
     path.write_text(path.read_text().replace('"network": "nips"', '"network": "nature"'))
-    assert launch.main(["--resume", str(tmp_path)]) == 2
+    assert launch.main(["--resume", str(tmp_path)]) == 3
     expected = "is of another game or network: its network is 'nips', this run's is 'nature'."
     assert expected in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("signals_restored")
+def test_a_run_whose_ring_was_lost_fills_it_again(tmp_path: Path) -> None:
+    """Otherwise nothing to sample and nobody allowed to insert would be the end of it."""
+    from learner.learner import Learner
+
+    settings = config(actors=1, run_dir=str(tmp_path))
+    learner = Learner(settings, tmp_path, False, time.monotonic())
+    learner.inserted, learner.sampled = 5_000, 100
+    assert len(learner.replay) == 0
+    assert not learner.may_sample()
+    assert learner.insert_limit() >= learner.inserted + settings.batch_size
+    learner.records.metrics.close()
+
+
+def test_lock_step_with_a_game_that_cannot_be_saved_says_so_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = launch.main(
+        ["--actors", "0", "--env", "tests.stamped:Stamped-v0", "--run-dir", str(tmp_path)]
+    )
+    assert code == 2
+    assert "Stamped cannot be played in lock-step" in capsys.readouterr().err
+    assert not (tmp_path / "config.json").exists()

@@ -22,8 +22,10 @@ from actors.env import (
     make_env,
 )
 from actors.game import GymGame, make_game
+from actors.player import Player
 from actors.screen import Screen
-from tests.builders import CATCH
+from common.errors import ConfigError
+from tests.builders import CATCH, config
 
 PONG = "PongNoFrameskip-v4"
 BREAKOUT = "BreakoutNoFrameskip-v4"
@@ -474,7 +476,7 @@ def test_a_time_limit_is_saved_with_a_game_and_no_state_is_said_plainly(
     ends = [other.step(1) for _ in range(3)]
     assert [step.truncated for step in ends] == [False, False, True]
     assert not ends[-1].terminated
-    with pytest.raises(NotImplementedError, match="Counting cannot be saved"):
+    with pytest.raises(ConfigError, match="Counting cannot be played in lock-step"):
         make_game("Counting-v0").state_dict()
 
 
@@ -488,7 +490,7 @@ def test_a_missing_libgl_is_named_with_its_remedies(monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(sys.modules, "cv2")
     monkeypatch.delitem(sys.modules, "actors.env")
     monkeypatch.setattr(sys, "meta_path", [Broken, *sys.meta_path])
-    with pytest.raises(ImportError, match=r"install the system package libgl1.*-headless"):
+    with pytest.raises(ConfigError, match=r"libGL.so.1.*apt-get install libgl1.*-headless"):
         __import__("actors.env")
 
 
@@ -501,3 +503,57 @@ def test_an_atari_game_limited_in_steps_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(gymnasium.registry, name, spec)
     with pytest.raises(ValueError, match="max_num_frames_per_episode"):
         make_game(name)
+
+
+@pytest.mark.parametrize("episodic_life", [False, True])
+def test_the_score_of_a_game_is_every_reward_of_it(episodic_life: bool) -> None:
+    """Also those that fall while an episode begins, which no step tells of."""
+    game = make_game(BREAKOUT, episodic_life=episodic_life)
+    ale, rng, total, games = game._ale, np.random.default_rng(4), 0, 0  # type: ignore[attr-defined]
+    real = ale.act
+    earned: list[float] = []
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(ale, name)
+
+        def act(self, action: Any) -> int:
+            nonlocal total
+            reward = real(action)
+            total += reward
+            return int(reward)
+
+        def reset_game(self) -> None:
+            nonlocal total
+            total = 0
+            ale.reset_game()
+
+    game._ale = Counting()  # type: ignore[attr-defined]
+    game.reset(seed=1)
+    while games < 3:
+        step = game.step(int(rng.integers(game.n_actions)))
+        if step.game_over:
+            earned.append(total)
+            games, total = games + 1, 0
+        if step.terminated or step.truncated:
+            game.reset()
+    assert game.scores[:3] == earned
+    assert sum(earned) > 0
+
+
+def test_a_game_that_ends_while_an_episode_begins_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    player = Player(config(chunk_transitions=16, envs_per_actor=1), [1])
+    game = player.games[0]
+    real = game.reset
+
+    def reset(seed: int | None = None) -> np.ndarray:
+        game.scores.append(7.0)
+        return real(seed)
+
+    monkeypatch.setattr(game, "reset", reset)
+    chunks = [chunk for _ in range(200) for chunk in player.step(1.0)]
+    told = [chunk.episode.score for chunk in chunks if chunk.episode]
+    assert told.count(7.0) >= 2
+    assert len(told) > told.count(7.0)  # and the game before it

@@ -107,6 +107,18 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
     assert epsilons == sorted(epsilons, reverse=True)
 
 
+def test_a_learner_that_is_interrupted_itself_saves(tmp_path: Path) -> None:
+    """As by `pkill -INT`, or a scheduler that signals every process of a job."""
+    with launch("--run-dir", str(tmp_path), *QUICK) as process:
+        until(lambda: updates(tmp_path) > 5, 60)
+        next(p for p in processes_of(tmp_path) if "learner" in p.cmdline()).send_signal(
+            signal.SIGINT
+        )
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert list((tmp_path / "checkpoints").glob("step-*"))
+
+
 def test_killing_the_launcher_leaves_no_child(tmp_path: Path) -> None:
     with launch("--run-dir", str(tmp_path), *QUICK) as process:
         until(lambda: len(processes_of(tmp_path)) == 4, 30)  # itself, learner, two actors
@@ -122,6 +134,10 @@ BAD_INPUT = [
     (["--env", "PnogNoFrameskip-v4"], 2, "PongNoFrameskip-v4"),
     (["trian"], 2, "did you mean train"),
     (["actor"], 2, "is started by `train`"),
+    (["learner", "a", "b", "c", "d"], 2, "is started by `train`"),
+    (["keys", str(ROOT / "README.md")], 2, "Cannot make keys in"),
+    (["eval", str(ROOT), "--seed", "-1"], 2, "--seed is -1, expected at least 0."),
+    (["--env", "a:b:c"], 2, "a:b:c"),
     (["--cuda"], 2, "--cuda needs an NVIDIA GPU"),
     (["--samples-per-insert-tolerance", "1"], 2, "would deadlock"),
     (["--replay-transitions", "900000000"], 2, "or fewer."),
@@ -129,8 +145,8 @@ BAD_INPUT = [
     (["--bind", "tcp://127.0.0.1:*"], 2, "with a port of 1 to 65535"),
     (["--n-actions", "3"], 2, "unrecognized arguments"),
     (["--run-dir", "/proc/no/such"], 2, "Cannot make the run folder"),
-    (["--resume", "/no/such/run"], 2, "/no/such/run"),
-    (["eval", "/no/such/run"], 2, "/no/such/run"),
+    (["--resume", "/no/such/run"], 2, "There is no run in /no/such/run"),
+    (["eval", "/no/such/run"], 2, "There is no policy at /no/such/run/best.safetensors"),
 ]
 
 
@@ -197,7 +213,7 @@ def test_a_console_that_is_gone_costs_nothing(tmp_path: Path) -> None:
         until(lambda: len(all_rows(tmp_path)) > games + 2, 60)
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
-    assert json.loads((tmp_path / "result.json").read_text())["reason"] == "Interrupted."
+    assert json.loads((tmp_path / "result.json").read_text())["reason"] == "Told to stop."
     assert list((tmp_path / "checkpoints").glob("step-*"))
 
 

@@ -19,7 +19,7 @@ def make_replay(capacity: int = 64, chunk: int = 16, n_step: int = 3) -> tuple[R
         learning_starts_transitions=40,
         chunk_transitions=chunk,
         n_step=n_step,
-        batch_size=32,
+        batch_size=4,
     )
     return Replay(small, UniformSampler(np.random.default_rng(0))), Spec.of(small)
 

@@ -64,7 +64,6 @@ class Run:
         with closing(Heartbeats.create(self.folder / "heartbeats", self.actors + 1)) as heartbeats:
             settings: dict[str, object] = {
                 "backoff_seconds": 0.02,
-                "resume_hint": lambda: "Go on with: launch --resume",
                 "log": self.said.append,
             }
             supervisor = Supervisor(
@@ -148,10 +147,10 @@ except ValueError:
     assert "Traceback" in run.text
 
 
-def test_a_killed_learner_is_named_with_the_way_to_resume(tmp_path: Path) -> None:
+def test_a_killed_learner_is_named(tmp_path: Path) -> None:
     run = Run(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", PLAYS)
     assert run.go() == 128 + signal.SIGKILL
-    assert run.said == ["the learner was killed by SIGKILL. Go on with: launch --resume"]
+    assert run.said == ["the learner was killed by SIGKILL"]
 
 
 def test_an_actor_deaf_to_sigterm_does_not_outlive_the_run(tmp_path: Path) -> None:

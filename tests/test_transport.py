@@ -1,5 +1,7 @@
 """The ROUTER and the DEALERs, real sockets in one process: credit, order, fencing, keys."""
 
+import contextlib
+import socket
 import sys
 import threading
 import time
@@ -288,6 +290,27 @@ def test_an_actor_without_a_learner_gives_up_with_a_sentence(tmp_path: Path) -> 
     with pytest.raises(LearnerGone, match=r"no answer from ipc://.* in 0\.5 s"):
         actor.handshake(0.5)
     actor.close()
+
+
+def test_an_actor_that_finds_something_else_there_says_so() -> None:
+    """Keys have nothing to do with it where none are used."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        stop = threading.Event()
+
+        def hang_up() -> None:
+            server.settimeout(0.1)
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    server.accept()[0].close()
+
+        other = threading.Thread(target=hang_up)
+        other.start()
+        actor = ActorEndpoint(config(), f"tcp://127.0.0.1:{server.getsockname()[1]}", 0, SIZE)
+        with pytest.raises(Refused, match="what listens there is not a learner"):
+            actor.handshake(30)
+        stop.set()
+        other.join()
+        actor.close()
 
 
 def test_a_socket_path_may_be_long(tmp_path: Path) -> None:

@@ -63,26 +63,6 @@ def test_pong_with_two_actors_ends_by_itself_with_complete_records(tmp_path: Pat
     assert not list(run_dir.glob("heartbeats"))
 
 
-def test_a_killed_actor_is_replaced_and_learning_goes_on(tmp_path: Path) -> None:
-    with launch("--max-minutes", "2", "--run-dir", str(tmp_path), *QUICK) as process:
-        until(lambda: updates(tmp_path) > 20, 60)
-        victim = next(p for p in processes_of(tmp_path) if "actor" in p.cmdline())
-        before = updates(tmp_path)
-        victim.kill()
-        until(
-            lambda: (
-                (tmp_path / "logs" / "actor-0.1.log").exists()
-                or (tmp_path / "logs" / "actor-1.1.log").exists()
-            ),
-            10,
-        )
-        until(lambda: updates(tmp_path) > before + 40, 60)
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=30)
-    assert process.returncode == 130, output
-    assert "killed by SIGKILL; restarted" in output
-
-
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with launch("--run-dir", str(run_dir), *QUICK) as process:
@@ -117,14 +97,6 @@ def test_a_learner_that_is_interrupted_itself_saves(tmp_path: Path) -> None:
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
     assert list((tmp_path / "checkpoints").glob("step-*"))
-
-
-def test_killing_the_launcher_leaves_no_child(tmp_path: Path) -> None:
-    with launch("--run-dir", str(tmp_path), *QUICK) as process:
-        until(lambda: len(processes_of(tmp_path)) == 4, 30)  # itself, learner, two actors
-        until(lambda: updates(tmp_path) > 0, 60)
-        process.send_signal(signal.SIGKILL)
-        until(lambda: not processes_of(tmp_path), 2)
 
 
 BAD_INPUT = [

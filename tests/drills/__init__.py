@@ -1,6 +1,36 @@
 """Fault drills on real processes: what README and docs/reliability.md promise, tried.
 
 `python -m tests.drills` runs the long form and prints the table; tests/test_drills.py runs the
-quick form of each. A drill is a function of a folder and `long`; it raises AssertionError where a
-promise is broken and returns what it saw.
+quick form of each. A drill is a function of an empty folder and `long`; it raises AssertionError
+where a promise is broken and returns what it saw, by the row of docs/reliability.md.
 """
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.drills import network, processes, runs, storage
+
+DRILLS: dict[str, Callable[[Path, bool], dict[int, str]]] = {
+    drill.__name__: drill
+    for drill in (
+        processes.actors_die_and_stop,
+        processes.learner_stalls,
+        processes.learner_dies,
+        storage.saving_crashes,
+        storage.checkpoints_rot,
+        storage.no_room,
+        network.bad_links,
+        network.fuzzed,
+        network.strangers,
+        network.locks_on_the_door,
+        network.mismatches,
+        processes.told_to_end,
+        processes.launcher_dies,
+        processes.games_break,
+        network.crowd,
+        runs.soak,
+        runs.ratio_holds,
+        runs.resumes_without_a_cliff,
+        runs.lives_differ,
+    )
+}

@@ -96,7 +96,8 @@ def learner_dies(folder: Path, long: bool) -> dict[int, str]:
             time.sleep(choose.uniform(0.0, 3.0))
             system.learner.kill()
             assert system.process.wait(20) == 128 + signal.SIGKILL
-            assert "the learner was killed by SIGKILL. Go on with:" in system.text
+            assert "the learner was killed by SIGKILL" in system.text
+            assert "Go on with:" in system.text
             assert not system.left(), system.left()
             newest = newest_checkpoint(system)
             lost.append(system.wall_seconds_at(10**12) - system.wall_seconds_at(newest))
@@ -119,7 +120,7 @@ def newest_checkpoint(system: System) -> int:
 
 def told_to_end(folder: Path, long: bool) -> dict[int, str]:
     """Row 13: SIGINT, SIGTERM and a double SIGINT at start-up, warm-up, training and saving."""
-    rounds, choose = (5 if long else 1), chooser(13)
+    rounds, choose = (2 if long else 1), chooser(13)
     took: dict[str, list[float]] = {"once": [], "twice": []}
     for turn in range(rounds):
         for stage in ("start-up", "warm-up", "training", "saving"):
@@ -196,10 +197,10 @@ def launcher_dies(folder: Path, long: bool) -> dict[int, str]:
 def games_break(folder: Path, long: bool) -> dict[int, str]:
     """Row 15: games that raise, hang or segfault now and then, and one that always does."""
     seen = []
-    for fault in ("raise", "segfault", "hang") if long else ("raise", "segfault"):
+    for fault in ("raise", "segfault", "hang") if long else ("segfault",):
         place = folder / fault
         place.mkdir()
-        often = "10000" if long else "400"
+        often = "10000" if long and fault != "hang" else "400"
         faults = {"STAMPED_FAULT": fault, "STAMPED_FAULT_STEPS": often}
         with System(
             place, environment=faults, checkpoint_period_seconds="0", samples_per_insert="2"

@@ -1,0 +1,13 @@
+"""The quick form of every drill; `python -m tests.drills` is the long one."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.drills import DRILLS
+
+
+@pytest.mark.parametrize("name", DRILLS)
+@pytest.mark.timeout(240)
+def test_drill(name: str, tmp_path: Path) -> None:
+    assert DRILLS[name](tmp_path, False)

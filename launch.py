@@ -211,7 +211,9 @@ def internal(verb: str, words: list[str]) -> list[str]:
 def evaluate(words: list[str]) -> int:
     """eval RUN: greedy games of the run's best policy."""
     parser = argparse.ArgumentParser(prog="launch.py eval", description=evaluate.__doc__)
-    parser.add_argument("run", type=Path, help="run folder, or a .safetensors file")
+    parser.add_argument(
+        "run", type=Path, help="run folder, one of its checkpoints, or a .safetensors file"
+    )
     parser.add_argument("--games", type=int, default=30, help="whole games (default: 30)")
     parser.add_argument("--seed", type=int, default=12345, help="of the games (default: 12345)")
     given = parser.parse_args(words)
@@ -221,7 +223,9 @@ def evaluate(words: list[str]) -> int:
     from actors.evaluator import evaluate as play
     from actors.evaluator import load_policy
 
-    path = given.run if given.run.suffix == ".safetensors" else given.run / "best.safetensors"
+    path = given.run
+    if path.suffix != ".safetensors":
+        path /= "model.safetensors" if path.name.startswith("step-") else "best.safetensors"
     if not path.exists():
         raise ConfigError(
             f"There is no policy at {path}: a run writes one after 100 games, or when it ends."

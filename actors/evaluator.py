@@ -27,17 +27,26 @@ class Policy:
 
 
 def load_policy(path: Path) -> Policy:
-    """Read best.safetensors. Raises ConfigError when the file is not a policy of ours."""
+    """Read best.safetensors, or a checkpoint's model.safetensors (its run's config.json beside).
+
+    Raises ConfigError when the file is not a policy of ours.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            config = Config(**json.loads((file.metadata() or {})["config"]))
+            about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if "config" in about:
+            config = Config(**json.loads(about["config"]))
+        else:
+            config = Config.from_json(path.absolute().parents[2] / "config.json")
+            online = "online."
+            tensors = {n[len(online) :]: t for n, t in tensors.items() if n.startswith(online)}
         network = network_for(config)
         network.load_state_dict(tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{path} is not a policy of this version ({type(error).__name__}: {error}): expected "
-            "the best.safetensors or last.safetensors of a run."
+            "the best.safetensors or last.safetensors of a run, or a folder of its checkpoints."
         ) from None
     return Policy(network.eval(), config)
 

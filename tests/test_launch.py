@@ -222,6 +222,10 @@ def test_eval_plays_the_policy_of_a_run(tmp_path: Path) -> None:
     code, output = run("eval", str(tmp_path), "--games", "4")
     assert code == 0, output
     assert re.search(r"mean [+-]\d+\.\d\d over 4 greedy games", output)
+    (checkpoint,) = (tmp_path / "checkpoints").glob("step-*")
+    code, of_checkpoint = run("eval", str(checkpoint), "--games", "4")
+    assert code == 0, of_checkpoint
+    assert of_checkpoint == output  # the run was too short for a best: it is the last one
 
 
 def test_the_shipped_policy_wins() -> None:

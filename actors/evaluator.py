@@ -39,8 +39,8 @@ def load_policy(path: Path) -> Policy:
             config = Config(**json.loads(about["config"]))
         else:
             config = Config.from_json(path.absolute().parents[2] / "config.json")
-            online = "online."
-            tensors = {n[len(online) :]: t for n, t in tensors.items() if n.startswith(online)}
+            played = "policy." if config.policy_average_updates else "online."
+            tensors = {n[len(played) :]: t for n, t in tensors.items() if n.startswith(played)}
         network = network_for(config)
         network.load_state_dict(tensors)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:

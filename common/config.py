@@ -119,6 +119,9 @@ class Config:
     """Updates between copies of the online network to the target network."""
     publish_period_updates: int = 20
     """Updates between new weights for the actors."""
+    policy_average_updates: int = 0
+    """Play, and keep as the policy, an exponential average of the weights over about so many
+    updates; 0: the newest weights."""
 
     """## Transport"""
     bind: str = ""
@@ -241,6 +244,7 @@ _RANGES: list[tuple[str, float, float]] = [
     ("learning_rate adam_epsilon", 1e-12, 1),
     ("max_grad_norm", 0, 1e9),
     ("target_sync_period_updates publish_period_updates log_period_env_steps", 1, 10**9),
+    ("policy_average_updates", 0, 10**9),
     ("log_period_seconds", 0.05, 86400),
     ("checkpoint_period_seconds", 0, 1e9),
     ("checkpoints_kept", 1, 1000),

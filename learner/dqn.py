@@ -1,5 +1,6 @@
 """The DQN update: a pure loss, one gradient step, the target sync."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +72,13 @@ class Trainer:
             eps=config.adam_epsilon,
             fused=True,
         )
+        # What is played: the online network, or a smoothed copy of it.
+        self.policy = self.online
+        if config.policy_average_updates:
+            self.policy = network_for(config).to(device).requires_grad_(False)
         self.updates = 0
         self.sync_target()
+        self.average_policy(share=1.0)
 
     def update(self, batch: TransitionBatch) -> tuple[UpdateStats, Tensor]:
         """One gradient step, and the target sync when it is due. -> stats, td_error [B].
@@ -97,10 +103,27 @@ class Trainer:
     def sync_target(self) -> None:
         self.target.load_state_dict(self.online.state_dict())
 
+    @torch.no_grad()
+    def average_policy(self, share: float | None = None) -> None:
+        """Move the policy towards the online network; called once per publish_period_updates.
+
+        share: of the way; left out, what makes the policy an exponential average over about
+        policy_average_updates updates.
+        """
+        if self.policy is self.online:
+            return
+        if share is None:
+            periods = self.config.policy_average_updates / self.config.publish_period_updates
+            share = 1.0 - math.exp(-1.0 / periods)
+        online = self.online.state_dict()
+        for name, tensor in self.policy.state_dict().items():
+            tensor.lerp_(online[name], share)
+
     def standardize(self, frames: Tensor) -> None:
-        """Set the input scaling of both networks from `frames` [F, 84, 84] u8."""
+        """Set the input scaling of all networks from `frames` [F, 84, 84] u8."""
         self.online.standardize(frames.to(self.device))
         self.sync_target()
+        self.average_policy(share=1.0)
 
     def check_weights(self) -> None:
         """Raises NotFinite unless every parameter is finite; called before weights go anywhere."""
@@ -116,10 +139,15 @@ class Trainer:
                     "lower --learning-rate or set --max-grad-norm."
                 )
 
+    def _networks(self) -> dict[str, nn.Module]:
+        """By the name that they have in a checkpoint."""
+        networks: dict[str, nn.Module] = {"online": self.online, "target": self.target}
+        return networks if self.policy is self.online else networks | {"policy": self.policy}
+
     def tensors(self) -> dict[str, Tensor]:
         """Copies of everything that a checkpoint needs, by name."""
         found: dict[str, Tensor] = {}
-        for part, module in (("online", self.online), ("target", self.target)):
+        for part, module in self._networks().items():
             found |= {f"{part}.{name}": t for name, t in module.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             found |= {f"adam.{index}.{name}": t for name, t in state.items()}
@@ -127,7 +155,7 @@ class Trainer:
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `tensors`. Raises KeyError or RuntimeError when they do not fit."""
-        for part, module in (("online", self.online), ("target", self.target)):
+        for part, module in self._networks().items():
             module.load_state_dict(with_prefix(tensors, part + "."))
         parameters = list(self.online.parameters())
         state: dict[int, dict[str, Any]] = {}

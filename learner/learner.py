@@ -126,13 +126,14 @@ class Learner:
     def weights(self) -> Weights:
         """The next version for the actors. Raises NotFinite rather than publish NaN."""
         self.trainer.check_weights()
+        self.trainer.average_policy()
         self.weights_version += 1
-        return Weights(self.weights_version, state_vector(self.trainer.online))
+        return Weights(self.weights_version, state_vector(self.trainer.policy))
 
     def save_policy(self) -> None:
-        """best.safetensors: the online network and the configuration that it needs."""
+        """best.safetensors: the policy and the configuration that it needs."""
         self.trainer.check_weights()
-        self.records.save_policy(self.trainer.online, self.updates, self.inserted)
+        self.records.save_policy(self.trainer.policy, self.updates, self.inserted)
 
     def save(self) -> None:
         """A checkpoint of everything, written while learning goes on."""
@@ -170,8 +171,8 @@ class Learner:
     def _layout(self) -> dict[str, Any]:
         """What a checkpoint must have in common with the run that loads it."""
         config = self.config
-        ours = {"replay_transitions": config.replay_transitions, "prioritized": config.prioritized}
-        return config.agreement() | ours
+        names = ("replay_transitions", "prioritized", "policy_average_updates")
+        return config.agreement() | {name: getattr(config, name) for name in names}
 
     def _check_layout(self, state: Any) -> None:
         for name, value in self._layout().items():
@@ -186,7 +187,7 @@ class Learner:
         self._player = player
         state, tensors = self._saved_player
         if not state:
-            player.load_weights(self.weights_version, state_vector(self.trainer.online))
+            player.load_weights(self.weights_version, state_vector(self.trainer.policy))
             return
         player.load_state_dict(state)
         player.network.load_state_dict(with_prefix(tensors, "player."))
@@ -222,7 +223,7 @@ def run_learner(
     transport = open_transport(config, run_dir)  # first: an address in use leaves no trace
     try:
         learner = Learner(config, run_dir, resume, started)
-        transport.publish(Weights(learner.weights_version, state_vector(learner.trainer.online)))
+        transport.publish(Weights(learner.weights_version, state_vector(learner.trainer.policy)))
         transport.set_insert_limit(learner.insert_limit(), learner.inserted)
         transport.start(learner.inserted)
         reason = learn(learner, transport, stop, beat)

@@ -274,7 +274,7 @@ class Records:
         config = self.config
         best_exists = (self.run_dir / "best.safetensors").exists()
         for name in ("last",) if best_exists else ("last", "best"):
-            self.save_policy(learner.trainer.online, learner.updates, learner.inserted, name)
+            self.save_policy(learner.trainer.policy, learner.updates, learner.inserted, name)
         wall = self._ended_wall_seconds or self.wall_seconds
         result = {
             "solved": self.solved,

@@ -1,5 +1,7 @@
 """The loss against numbers worked out by hand; the update against its definition."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -126,14 +128,39 @@ def test_weights_that_are_not_finite_are_named_before_they_go_anywhere() -> None
         trainer.check_weights()
 
 
-def test_training_goes_on_bit_for_bit_after_saving_and_loading() -> None:
-    straight, resumed = (Trainer(config(), torch.device("cpu")) for _ in range(2))
+def test_the_policy_is_an_exponential_average_of_the_online_weights() -> None:
+    settings = config(policy_average_updates=100, publish_period_updates=50)
+    trainer = Trainer(settings, torch.device("cpu"))
+    name = "first.weight"
+    expected = trainer.online.state_dict()[name].clone()
+    for _ in range(3):
+        trainer.update(random_batch())
+        trainer.average_policy()
+        share = 1 - math.exp(-50 / 100)
+        expected += share * (trainer.online.state_dict()[name] - expected)
+        assert torch.allclose(trainer.policy.state_dict()[name], expected)
+    trainer.standardize(torch.arange(5 * 84 * 84).reshape(5, 84, 84).to(torch.uint8))
+    assert torch.equal(trainer.policy.pixel_mean, trainer.online.pixel_mean)  # type: ignore[arg-type]
+
+
+def test_without_an_average_the_policy_is_the_online_network() -> None:
+    trainer = Trainer(config(), torch.device("cpu"))
+    assert trainer.policy is trainer.online
+    trainer.average_policy()
+
+
+@pytest.mark.parametrize("average", [0, 10])
+def test_training_goes_on_bit_for_bit_after_saving_and_loading(average: int) -> None:
+    settings = config(policy_average_updates=average)
+    straight, resumed = (Trainer(settings, torch.device("cpu")) for _ in range(2))
     for _ in range(3):
         straight.update(random_batch())
+        straight.average_policy()
     resumed.load_tensors(straight.tensors())
     resumed.updates = straight.updates
     for trainer in (straight, resumed):
         for _ in range(3):
             trainer.update(random_batch())
+            trainer.average_policy()
     for name, tensor in straight.tensors().items():
         assert torch.equal(tensor, resumed.tensors()[name]), name

@@ -5,6 +5,10 @@ quick form of each. A drill is a function of an empty folder and `long`; it rais
 where a promise is broken and returns what it saw, by the row of docs/reliability.md.
 """
 
+import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,3 +38,16 @@ DRILLS: dict[str, Callable[[Path, bool], dict[int, str]]] = {
         runs.lives_differ,
     )
 }
+
+
+def attempt(name: str) -> list[tuple[int, str, str]]:
+    """The long form of a drill. -> rows (number, drill, what it saw); number 0: it failed."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="volley-drill-") as folder:
+        try:
+            seen = DRILLS[name](Path(folder), True)
+        except BaseException as error:
+            traceback.print_exc()
+            seen = {0: f"FAILED: {type(error).__name__}: {error}"}
+    print(f"{name}: {time.monotonic() - began:.0f} s: {seen}", file=sys.stderr, flush=True)
+    return [(number, name, text) for number, text in seen.items()]

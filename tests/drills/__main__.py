@@ -6,37 +6,21 @@ promise was broken.
 
 import multiprocessing
 import sys
-import tempfile
-import time
-import traceback
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
 
-from tests.drills import DRILLS
-
-
-def attempt(name: str) -> list[tuple[int, str, str]]:
-    """-> rows (number, drill, what it saw); number 0: it failed."""
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="volley-drill-") as folder:
-        try:
-            seen = DRILLS[name](Path(folder), True)
-        except BaseException as error:
-            traceback.print_exc()
-            seen = {0: f"FAILED: {type(error).__name__}: {error}"}
-    print(f"{name}: {time.monotonic() - began:.0f} s: {seen}", file=sys.stderr, flush=True)
-    return [(number, name, text) for number, text in seen.items()]
+from tests.drills import DRILLS, attempt
 
 
 def main(names: list[str]) -> int:
     chosen = names or list(DRILLS)
     rows: list[tuple[int, str, str]] = []
     # Not forked: the drills start processes and threads of their own.
-    with multiprocessing.get_context("spawn").Pool(1) as beside:
-        soak = beside.apply_async(attempt, ["soak"]) if "soak" in chosen else None
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as beside:
+        soak = beside.submit(attempt, "soak") if "soak" in chosen else None
         for name in chosen:
             if name != "soak":
                 rows += attempt(name)
-        rows += soak.get() if soak else []
+        rows += soak.result() if soak else []
     print("| # | drill | seen |\n|---|---|---|")
     for number, name, text in sorted(rows):
         print(f"| {number or '-'} | `{name}` | {text} |")

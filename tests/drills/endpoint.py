@@ -1,8 +1,7 @@
 """A learner's endpoint in a process of its own: what it takes is checked, what it costs is told.
 
-`python -m tests.drills.endpoint CONFIG ADDRESS KEYS SECONDS_PER_CHUNK` (KEYS may be empty) prints a
-line of JSON ten times a second, until its standard input closes. Chunks are numbered by
-`numbered`; one that is missing, repeated or out of order ends the process.
+`main` prints a line of JSON ten times a second, until its standard input closes. Chunks are
+numbered by `numbered`; one that is missing, repeated or out of order ends the process.
 """
 
 import json
@@ -32,6 +31,7 @@ def numbered(spec: Spec, actor_id: int, number: int) -> Chunk:
 
 
 def main(config_path: str, address: str, keys: str, seconds_per_chunk: str) -> None:
+    """keys: a folder, or empty; seconds_per_chunk: how long each one takes to be used."""
     config = Config.from_json(Path(config_path))
     endpoint = LearnerEndpoint(config, address, load_learner_keys(Path(keys)) if keys else None)
     endpoint.publish(Weights(1, np.zeros(WEIGHTS_SIZE, np.float32)))
@@ -62,7 +62,3 @@ def main(config_path: str, address: str, keys: str, seconds_per_chunk: str) -> N
             }
             print(json.dumps(report), flush=True)
     endpoint.stop()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -216,6 +216,7 @@ def evaluate(words: list[str]) -> int:
     )
     parser.add_argument("--games", type=int, default=30, help="whole games (default: 30)")
     parser.add_argument("--seed", type=int, default=12345, help="of the games (default: 12345)")
+    parser.add_argument("--env", default="", help="the policy's game, where it imports a module")
     given = parser.parse_args(words)
     for name, value, least in (("games", given.games, 1), ("seed", given.seed, 0)):
         if value < least:
@@ -230,7 +231,13 @@ def evaluate(words: list[str]) -> int:
         raise ConfigError(
             f"There is no policy at {path}: a run writes one after 100 games, or when it ends."
         )
-    scores = play(load_policy(path), given.games, given.seed)
+    policy = load_policy(path)
+    if given.run.suffix == ".safetensors" and ":" in policy.config.env != given.env:
+        raise ConfigError(
+            f"{path} wants to import a module for its game, {policy.config.env}: repeat that with "
+            f"--env {policy.config.env} if you trust the file."
+        )
+    scores = play(policy, given.games, given.seed)
     print("scores", *(f"{score:+.0f}" for score in sorted(scores)))
     mean = sum(scores) / len(scores)
     print(f"mean {mean:+.2f} over {len(scores)} greedy games, seed {given.seed}")

@@ -73,8 +73,6 @@ class ActorEndpoint:
             self._on_wait()
             if time.monotonic() > deadline:
                 raise LearnerGone(f"no answer from {self.address} in {timeout_seconds:g} s")
-            if time.monotonic() - self._last_asked > 1.0:
-                self._hello()
 
     def send(self, chunk: Chunk) -> None:
         """Take responsibility for a chunk; returns once it is under way or allowed to wait.
@@ -206,13 +204,15 @@ class ActorEndpoint:
         """What the clock demands: send, ask, ping, resend, reconnect, give up."""
         now = time.monotonic()
         silent = now - self._last_heard
-        if not self._welcomed and (why := self._watch.refusal()):
+        if not self._welcomed and (why := self._watch.refusal(certain=self._ever_welcomed)):
             raise self._refused(why, AUTHENTICATION)
         if silent > self._silent_seconds and self._ever_welcomed:
             raise LearnerGone(f"nothing heard of the learner for {self._silent_seconds:g} s")
         if silent > self._reconnect_seconds < now - self._connected_at:
             self._reconnect()
         if not self._welcomed:
+            if now - self._last_asked > 1.0:
+                self._hello()
             return
         if now - max(self._last_heard, self._last_asked) > 1.0:
             self._last_asked = now

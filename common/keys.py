@@ -77,8 +77,11 @@ class HandshakeWatch:
             | zmq.EVENT_HANDSHAKE_SUCCEEDED
         )
 
-    def refusal(self) -> str:
-        """The reason, for the user; empty while there is hope."""
+    def refusal(self, certain: bool) -> str:
+        """The reason, for the user; empty while there is hope.
+
+        certain: only what no bad link explains; for an actor that was let in before.
+        """
         while self._monitor.poll(0):
             event = parse_monitor_message(self._monitor.recv_multipart())["event"]
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -87,9 +90,9 @@ class HandshakeWatch:
                 return "one of them uses keys and the other does not: give both --keys, or neither"
             succeeded = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             self._failures = 0 if succeeded else self._failures + 1
-            if self._failures >= self._RETRIES and self._keys:
-                return "the learner does not hold the secret to our learner.public"
-            if self._failures >= self._RETRIES:
+            if self._failures >= self._RETRIES and not certain:
+                if self._keys:
+                    return "the learner does not hold the secret to our learner.public"
                 return "what listens there is not a learner"
         return ""
 
@@ -145,5 +148,8 @@ def _read(path: Path) -> bytes:
 
 def _read_secret(path: Path) -> bytes:
     if path.exists() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(f"Others can read the secret key {path}: chmod 600 it, or make new keys.")
+        raise ConfigError(
+            f"Others can read the secret key {path}: make new ones with `launch.py keys FOLDER`, "
+            "or chmod 600 it if nobody has."
+        )
     return _read(path)

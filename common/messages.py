@@ -22,6 +22,8 @@ from common.config import FRAME_SHAPE, STACK, Config
 MAGIC = b"VLY1"
 PROTOCOL = 1
 MAX_META_BYTES = 4096
+MAX_ACTORS = 4096
+MAX_RETURN = 1e6  # of n steps; its square must be far from what float32 can hold
 _HEADER = struct.Struct("<4sHBxQQI")  # magic, protocol, type, -, session, seq, meta bytes
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of the header before it and of everything after it
 _META = _HEADER.size + _CHECKSUM.size  # where the meta begins
@@ -221,8 +223,11 @@ def encode_hello(session: int, hello: Hello) -> bytes:
 
 def decode_hello(frame: memoryview) -> Hello:
     hello = Hello(*_fields(_meta_only(frame), int, str, dict))
-    if not 0 <= hello.actor_id < 2**31:
-        raise BadMessage(f"actor id {hello.actor_id}")
+    if not 0 <= hello.actor_id < MAX_ACTORS:
+        raise BadMessage(f"actor id {hello.actor_id}, at most {MAX_ACTORS - 1} allowed")
+    for name, value in hello.agreement.items():
+        if not isinstance(name, str) or not isinstance(value, (str, int, float, bool)):
+            raise BadMessage("an agreement holds something else than named plain values")
     return hello
 
 
@@ -346,5 +351,7 @@ def _check_transitions(chunk: Chunk, spec: Spec) -> None:
         raise BadMessage(f"action {t['action'].max()} of {spec.n_actions}")
     if not np.isfinite(t["n_step_return"]).all():
         raise BadMessage("a return is not finite")
+    if np.abs(t["n_step_return"]).max() > MAX_RETURN:
+        raise BadMessage(f"a return beyond {MAX_RETURN:g}")
     if not ((t["discount"] == 0) | (t["discount"] == spec.discounts()[spans])).all():
         raise BadMessage("a discount is neither 0 nor gamma^span")

@@ -85,6 +85,7 @@ class LearnerEndpoint:
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._router.setsockopt(zmq.IPV6, "[" in address)
         self._router.setsockopt(zmq.RCVHWM, 64)
+        self._router.setsockopt(zmq.SNDHWM, 16)  # an actor that never reads holds so many weights
         if keys:
             keys.apply(self._router)
         try:
@@ -206,6 +207,8 @@ class LearnerEndpoint:
                 self._send(route, messages.encode_reject(error.session, reject, error.version))
             except BadMessage as error:
                 self._refuse(str(error))
+            except Exception as error:  # whatever one actor sends, the others are served
+                self._refuse(f"a message that could not be handled ({type(error).__name__})")
         return False
 
     def _handle(self, route: bytes, frame: memoryview, user: str) -> None:

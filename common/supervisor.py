@@ -14,6 +14,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from common.lifeline import Heartbeats
 
@@ -21,7 +22,7 @@ INTERRUPTED = 130
 GAVE_UP = 1
 ACTOR_GRACE_SECONDS = 3.0
 BACKOFF_LIMIT_SECONDS = 8.0
-HEALTHY_LIFE_SECONDS = 60.0  # an actor that lived this long starts again at the first backoff
+HEALTHY_LIFE_SECONDS = 10.0  # an actor that lived this long starts again at the first backoff
 LOOK_PERIOD_SECONDS = 1.0
 KILL_WAIT_SECONDS = 5.0
 ECHO_SECONDS = 0.1  # `timeout` signals the process, then its group: that is one request, not two
@@ -56,7 +57,7 @@ class _Child:
     def start(self, spec: ChildSpec, logs: Path, *, to_console: bool) -> None:
         self.name, self.slot = spec.name, spec.slot
         self.log = logs / f"{spec.name}.{self.incarnation}.log"
-        with self.log.open("wb") as log:  # a file, since a full pipe would block the child
+        with _open_log(self.log) as log:  # a file, since a full pipe would block the child
             self.process = subprocess.Popen(
                 spec.argv,
                 stdin=subprocess.DEVNULL,
@@ -245,10 +246,10 @@ class Supervisor:
         if self._has_beaten(actor):  # failed starts count however long each one took
             actor.deaths = [t for t in actor.deaths if now - t < self.death_window_seconds]
         actor.deaths.append(now)
-        if len(actor.deaths) > self.max_deaths:
+        if len(actor.deaths) >= self.max_deaths:
             self._shown = ""  # the reason to give up is shown even where it was before
             self._show(actor)
-            self._end(GAVE_UP, f"{what}, as {self.max_deaths} times before: giving up")
+            self._end(GAVE_UP, f"{what}; dead {self.max_deaths} times: giving up")
             return
         healthy = now - actor.started >= HEALTHY_LIFE_SECONDS or not actor.backoff_seconds
         backoff = self.backoff_seconds if healthy else 2 * actor.backoff_seconds
@@ -296,6 +297,14 @@ class Supervisor:
     def _say(self, text: str) -> None:
         with suppress(OSError, ValueError):  # a closed terminal must not cost the learner its save
             self.log(text)
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    """The file, or nothing on a disk that takes no more: a child is worth more than words."""
+    try:
+        return path.open("wb")
+    except OSError:
+        return Path(os.devnull).open("wb")
 
 
 def last_words(log: Path, lines: int = 40, tail_bytes: int = 1 << 16) -> str:

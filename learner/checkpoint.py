@@ -70,9 +70,9 @@ class Checkpointer:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def save(self, snapshot: Snapshot) -> None:
-        """Write one checkpoint in a thread of its own, after the one before; returns at once
-        unless that one is still being written."""
-        self._join()
+        """Write one checkpoint in a thread of its own; not if one is still being written."""
+        if self._thread and self._thread.is_alive():
+            return
         self._thread = threading.Thread(target=self._write, args=[snapshot], name="checkpoint")
         self._thread.start()
 

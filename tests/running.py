@@ -40,6 +40,11 @@ def processes_of(run_dir: Path) -> list[psutil.Process]:
     return found
 
 
+def words_of(process: psutil.Process) -> list[str]:
+    """Its command line, as `processes_of` saw it: it may be gone by now."""
+    return list(process.info["cmdline"])
+
+
 def until(what: Callable[[], T], seconds: float, period_seconds: float = 0.05) -> T:
     """The first truthy answer; fails when there is none in time."""
     deadline = time.monotonic() + seconds

@@ -225,6 +225,9 @@ def test_eval_plays_the_policy_of_a_run(tmp_path: Path) -> None:
     (checkpoint,) = (tmp_path / "checkpoints").glob("step-*")
     code, of_checkpoint = run("eval", str(checkpoint), "--games", "4")
     assert code == 0, of_checkpoint
+    code, alone = run("eval", str(tmp_path / "best.safetensors"))
+    assert code == 2
+    assert "wants to import a module for its game, tests.catch:Catch-v0" in alone
     assert of_checkpoint == output  # the run was too short for a best: it is the last one
 
 

@@ -82,6 +82,20 @@ def test_any_flipped_bit_is_noticed(bit: int) -> None:
         messages.decode_header(memoryview(raw))
 
 
+@pytest.mark.parametrize(
+    ("hello", "message"),
+    [
+        (Hello(4096, "abc", {}), "actor id 4096, at most 4095"),
+        (Hello(-1, "abc", {}), "actor id -1"),
+        (Hello(1, "abc", {"env": [[]]}), "named plain values"),
+        (Hello(1, "abc", {"env": None}), "named plain values"),
+    ],
+)
+def test_a_hello_that_could_hurt_is_refused(hello: Hello, message: str) -> None:
+    with pytest.raises(BadMessage, match=message):
+        messages.decode_hello(memoryview(messages.encode_hello(1, hello)))
+
+
 def test_weights_of_another_network_or_not_finite_are_refused() -> None:
     raw = memoryview(messages.encode_weights(Weights(1, np.ones(100, np.float32))))
     with pytest.raises(BadMessage, match="expected 404"):
@@ -152,6 +166,7 @@ def test_meta_beyond_4_kb_extension_types_and_trailing_bytes_are_refused() -> No
         ("action", 6, "action 6 of 6"),
         ("n_step_return", np.nan, "not finite"),
         ("n_step_return", np.inf, "not finite"),
+        ("n_step_return", -3e38, r"a return beyond 1e\+06"),
         ("discount", 1.0, "discount"),
         ("discount", np.nan, "discount"),
     ],

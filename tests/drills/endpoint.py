@@ -20,13 +20,12 @@ from common.router import LearnerEndpoint
 from tests.builders import chunk_of
 
 WEIGHTS_SIZE = 10
-_MOST_CHUNKS = 100_000  # of one actor; float32 holds 16 million exactly
 
 
 def numbered(spec: Spec, actor_id: int, number: int) -> Chunk:
     """Chunk `number` (from 0) of this actor."""
     chunk = chunk_of(spec, spec.chunk_transitions, 0)
-    chunk.transitions["n_step_return"][0] = actor_id * _MOST_CHUNKS + number
+    chunk.transitions["n_step_return"][:2] = actor_id, number
     return chunk
 
 
@@ -43,7 +42,7 @@ def main(config_path: str, address: str, keys: str, seconds_per_chunk: str) -> N
     while not select.select([sys.stdin], [], [], 0.0)[0]:
         for chunk in endpoint.drain():
             time.sleep(slow)
-            actor_id, number = divmod(int(chunk.transitions["n_step_return"][0]), _MOST_CHUNKS)
+            actor_id, number = map(int, chunk.transitions["n_step_return"][:2])
             expected = next_of.get(actor_id, 0)
             if number != expected:
                 sys.exit(f"chunk {number} of actor {actor_id} came, {expected} was due")

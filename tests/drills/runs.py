@@ -46,7 +46,8 @@ def soak(folder: Path, long: bool) -> dict[int, str]:
             assert growth < 1.0, f"{name} grows by {growth:.2f} MB/h"
         half = len(rows) // 2
         for what, values in (("descriptors", descriptors), ("threads", threads)):
-            assert values[half:].min() <= values[:half].max(), f"{name}: {what} grow"
+            first, last = np.median(values[:half]), np.median(values[half:])
+            assert last <= first, f"{name}: {what} grow from {first:.0f} to {last:.0f}"
     return {
         17: f"{minutes:g} min, {env_steps:,} env steps: {', '.join(told)}; descriptors and "
         "threads flat"
@@ -55,7 +56,9 @@ def soak(folder: Path, long: bool) -> dict[int, str]:
 
 def processes(system: System) -> dict[str, psutil.Process]:
     actors = {f"actor {i}": p for i, p in system.actor_processes().items()}
-    return {"learner": system.learner, **actors}
+    learner = system.learner
+    assert learner
+    return {"launch.py": psutil.Process(system.process.pid), "learner": learner, **actors}
 
 
 def ratio_holds(folder: Path, long: bool) -> dict[int, str]:

@@ -17,7 +17,7 @@ from common.lifeline import Heartbeats
 from learner.checkpoint import load_newest
 from learner.learner import make_sampler
 from learner.replay import Replay
-from tests.running import ROOT, all_rows, last_row, processes_of, until
+from tests.running import ROOT, all_rows, last_row, processes_of, until, words_of
 from tests.stamped import Life, check_chunk, produced
 
 SMALL = {
@@ -28,7 +28,7 @@ SMALL = {
     "--chunk-transitions": "16",
     "--window-chunks": "4",
     "--learning-starts-transitions": "300",
-    "--replay-transitions": "100000",
+    "--replay-transitions": "150000",
     "--samples-per-insert": "8",
     "--batch-size": "16",
     "--log-period-seconds": "0.5",
@@ -100,13 +100,13 @@ class System:
         return Config.from_json(self.run_dir / "config.json")
 
     @property
-    def learner(self) -> psutil.Process:
-        return next(p for p in processes_of(self.run_dir) if "learner" in p.cmdline())
+    def learner(self) -> psutil.Process | None:
+        return next((p for p in processes_of(self.run_dir) if "learner" in words_of(p)), None)
 
     def actor_processes(self) -> dict[int, psutil.Process]:
         """By actor id."""
-        found = [p for p in processes_of(self.run_dir) if "actor" in p.cmdline()]
-        return {int(p.cmdline()[-2]): p for p in found}
+        found = [p for p in processes_of(self.run_dir) if "actor" in words_of(p)]
+        return {int(words_of(p)[-2]): p for p in found}
 
     def plays(self, actor: psutil.Process) -> bool:
         """Has this process taken a step?"""
@@ -131,7 +131,7 @@ class System:
     def left(self) -> list[str]:
         """What should be gone once the run is over: processes and sockets."""
         sockets = [str(path) for path in (self.run_dir / "ipc").glob("*")]
-        return [" ".join(p.cmdline()) for p in processes_of(self.run_dir)] + sockets
+        return [" ".join(words_of(p)) for p in processes_of(self.run_dir)] + sockets
 
     def rows(self) -> list[dict[str, str]]:
         return all_rows(self.run_dir)
@@ -148,6 +148,7 @@ class System:
         config = self.config
         replay = Replay(config, make_sampler(config))
         load_newest(self.run_dir / "checkpoints", replay, check=lambda state: None, log=print)
+        assert replay.first_id == 0, "the ring is too small for this drill: it has turned over"
         lives: dict[int, Life] = {}
         for stored in replay.chunks:
             chunk = replay.read_chunk(stored)

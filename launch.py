@@ -161,9 +161,9 @@ def train_in_lock_step(
             saved = time.monotonic()
             learner.save_now()
         reason = stop.reason or learner.records.finished(learner.inserted)
-    saved = finish(learner, None, reason)
+    all_written = finish(learner, None, reason)
     player.close()
-    return 1 if not saved else INTERRUPTED if stop.reason else 0
+    return 1 if not all_written else INTERRUPTED if stop.reason else 0
 
 
 # -- the other verbs ----------------------------------------------------------------------------
@@ -232,7 +232,8 @@ def evaluate(words: list[str]) -> int:
             f"There is no policy at {path}: a run writes one after 100 games, or when it ends."
         )
     policy = load_policy(path)
-    if given.run.suffix == ".safetensors" and ":" in policy.config.env != given.env:
+    imports_a_module = ":" in policy.config.env
+    if given.run.suffix == ".safetensors" and imports_a_module and policy.config.env != given.env:
         raise ConfigError(
             f"{path} wants to import a module for its game, {policy.config.env}: repeat that with "
             f"--env {policy.config.env} if you trust the file."

@@ -2,7 +2,7 @@
 
 A key folder holds, made by `launch.py keys FOLDER`:
   learner.secret, learner.public      the learner's pair
-  actor.secret, actor.public          the pair of its actors; copy with learner.public to their host
+  actor.secret, actor.public          the pair of its actors
   authorized/*.public                 the actors let in; remove a file to revoke a key
 Secrets are created 0600 and refused when others can read them.
 """

@@ -1,7 +1,7 @@
 """Checkpoints: atomic, verified, resumable.
 
 A checkpoint is a folder `step-<env_steps>` with
-  model.safetensors       online, target and optimizer, by name
+  model.safetensors       online, target, averaged policy (if there is one) and optimizer, by name
   state.json              every counter, schedules, limiter, random states, scores (bytes as base64)
   replay-<a>-<b>.z        transitions a to b as they lie in the ring, zlib level 1
   MANIFEST.json           SHA-256 of each of them
@@ -69,22 +69,22 @@ class Checkpointer:
         for leftover in folder.glob("unfinished-*"):  # of a killed run; the folder is locked
             shutil.rmtree(leftover, ignore_errors=True)
 
+    @property
+    def busy(self) -> bool:
+        """Is one still being written?"""
+        return self._thread is not None and self._thread.is_alive()
+
     def save(self, snapshot: Snapshot) -> None:
-        """Write one checkpoint in a thread of its own; not if one is still being written."""
-        if self._thread and self._thread.is_alive():
-            return
+        """Write one checkpoint in a thread of its own; not while `busy`."""
         self._thread = threading.Thread(target=self._write, args=[snapshot], name="checkpoint")
         self._thread.start()
 
     def save_now(self, snapshot: Snapshot, beat: Callable[[], None] = lambda: None) -> None:
         """The same, done when it returns. beat: called every second or so meanwhile."""
-        self._join(beat)
-        self._write(snapshot, beat)
-
-    def _join(self, beat: Callable[[], None] = lambda: None) -> None:
-        while self._thread and self._thread.is_alive():
+        while self._thread is not None and self._thread.is_alive():
             self._thread.join(1.0)
             beat()
+        self._write(snapshot, beat)
 
     def _write(self, snapshot: Snapshot, beat: Callable[[], None] = lambda: None) -> None:
         self.error = None
@@ -194,7 +194,9 @@ def load_newest(
             newer.append(path)
             continue
         for other in newer:  # the run leaves their line: nothing may build on them any more
-            other.rename(other.with_name(_ASIDE + other.name))
+            aside = other.with_name(_ASIDE + other.name)
+            shutil.rmtree(aside, ignore_errors=True)  # passed over at this very step before
+            other.rename(aside)
         return tensors, state
     raise NoCheckpoint(f"No checkpoint in {folder} verifies: start a new run.")
 

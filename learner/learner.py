@@ -136,7 +136,10 @@ class Learner:
         self.records.save_policy(self.trainer.policy, self.updates, self.inserted)
 
     def save(self) -> None:
-        """A checkpoint of everything, written while learning goes on."""
+        """A checkpoint of everything, written while learning goes on; left out while the one
+        before is still being written."""
+        if self.checkpoints.busy:
+            return
         with self.timings.section("checkpoint"):
             self.checkpoints.save(self._snapshot())
 
@@ -218,7 +221,7 @@ def run_learner(
 ) -> int:
     """The learner process, until solved, a limit or `stop`. -> exit code.
 
-    started: the moment of the command (seconds since the epoch); beat: called every turn.
+    started: the moment of the command (time.monotonic()); beat: called every turn.
     """
     transport = open_transport(config, run_dir)  # first: an address in use leaves no trace
     try:

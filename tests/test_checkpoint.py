@@ -253,6 +253,17 @@ def test_a_checkpoint_that_could_not_be_read_is_never_gone_on_with_later(
     assert same_contents(resumed, restored)
 
 
+def test_a_checkpoint_passed_over_twice_at_one_step_is_no_obstacle(tmp_path: Path) -> None:
+    replay = make_replay(chunks=5)
+    save(tmp_path, replay, 100)
+    for _ in range(2):  # a run that stops at the same step again, and is damaged there again
+        save(tmp_path, replay, 200)
+        damage_flip(next((tmp_path / "step-000000000200").glob("model*")))
+        _, state = load(tmp_path, make_replay())
+        assert state["env_steps"] == 100
+    assert (tmp_path / "unused-step-000000000200").is_dir()
+
+
 def test_a_disk_that_fails_leaves_the_earlier_checkpoint_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

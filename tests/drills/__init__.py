@@ -40,12 +40,12 @@ DRILLS: dict[str, Callable[[Path, bool], dict[int, str]]] = {
 }
 
 
-def attempt(name: str) -> list[tuple[int, str, str]]:
-    """The long form of a drill. -> rows (number, drill, what it saw); number 0: it failed."""
+def attempt(name: str, long: bool) -> list[tuple[int, str, str]]:
+    """One drill. -> rows (number, drill, what it saw); number 0: it failed."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="volley-drill-") as folder:
         try:
-            seen = DRILLS[name](Path(folder), True)
+            seen = DRILLS[name](Path(folder), long)
         except BaseException as error:
             traceback.print_exc()
             seen = {0: f"FAILED: {type(error).__name__}: {error}"}

@@ -196,5 +196,5 @@ class LearnerWatch:
 
 
 def chooser(seed: int) -> random.Random:
-    """Of victims and moments; a drill says its seed when it fails."""
+    """Of victims and moments: the same ones each time."""
     return random.Random(seed)

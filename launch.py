@@ -222,7 +222,7 @@ def evaluate(words: list[str]) -> int:
         if value < least:
             raise ConfigError(f"--{name} is {value}, expected at least {least}.")
     from actors.evaluator import evaluate as play
-    from actors.evaluator import load_policy
+    from common.policy_file import load_policy
 
     path = given.run
     if path.suffix != ".safetensors":

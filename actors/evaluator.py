@@ -1,54 +1,16 @@
 """Greedy full games on games of their own: what a policy is worth without exploration."""
 
 import itertools
-import json
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from actors.game import Game, make_game
 from actors.policy import epsilon_greedy
-from common.config import FRAME_SHAPE, STACK, Config
-from common.errors import ConfigError
-from common.network import DQN, network_for
+from common.config import FRAME_SHAPE, STACK
+from common.policy_file import Policy
 
 MAX_IDLE_ENV_STEPS = 30
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A network, ready to play, and the configuration that it was trained with."""
-
-    network: DQN
-    config: Config
-
-
-def load_policy(path: Path) -> Policy:
-    """Read best.safetensors, or a checkpoint's model.safetensors (its run's config.json beside).
-
-    Raises ConfigError when the file is not a policy of ours.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if "config" in about:
-            config = Config(**json.loads(about["config"]))
-        else:
-            config = Config.from_json(path.absolute().parents[2] / "config.json")
-            played = "policy." if config.policy_average_updates else "online."
-            tensors = {n[len(played) :]: t for n, t in tensors.items() if n.startswith(played)}
-        network = network_for(config)
-        network.load_state_dict(tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"{path} is not a policy of this version ({type(error).__name__}: {error}): expected "
-            "the best.safetensors or last.safetensors of a run, or a folder of its checkpoints."
-        ) from None
-    return Policy(network.eval(), config)
 
 
 def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> list[float]:

@@ -20,6 +20,7 @@ from zmq.utils.monitor import parse_monitor_message
 from common.errors import ConfigError
 
 _DOMAIN = "volley"
+_MECHANISMS_DIFFER = "one of them uses keys and the other does not: give both --keys, or neither"
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,14 @@ class HandshakeWatch:
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 return "its key is not among the learner's authorized/*.public"
             if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
-                return "one of them uses keys and the other does not: give both --keys, or neither"
+                return _MECHANISMS_DIFFER
             succeeded = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             self._failures = 0 if succeeded else self._failures + 1
             if self._failures >= self._RETRIES and not certain:
                 if self._keys:
                     return "the learner does not hold the secret to our learner.public"
-                return "what listens there is not a learner"
+                # A learner with keys may hang up before its greeting is read.
+                return f"what listens there is not a learner, or {_MECHANISMS_DIFFER}"
         return ""
 
     def close(self) -> None:

@@ -138,4 +138,4 @@ def _trim_csv(path: Path, env_steps: int) -> None:
     writer = csv.DictWriter(kept, COLUMNS, restval="")
     writer.writeheader()
     writer.writerows(rows)
-    replace_file(path, kept.getvalue())
+    replace_file(path, kept.getvalue().encode())

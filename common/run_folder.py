@@ -81,14 +81,14 @@ def settings_on_trial(run_dir: Path, config: Config) -> Iterator[Callable[[], No
     it was: a run that never began leaves no flags behind. Raises ConfigError when it cannot be
     written."""
     path, kept = run_dir / "config.json", False
-    before = path.read_text() if path.exists() else None
+    before = path.read_bytes() if path.exists() else None
 
     def keep() -> None:
         nonlocal kept
         kept = True
 
     try:
-        replace_file(path, config.to_json())
+        replace_file(path, config.to_json().encode())
     except OSError as error:
         raise ConfigError(f"Cannot write {path}: {error.strerror}.") from None
     try:
@@ -100,11 +100,11 @@ def settings_on_trial(run_dir: Path, config: Config) -> Iterator[Callable[[], No
             replace_file(path, before)
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a whole file or nothing: whoever reads `path` sees the old text or the new."""
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a whole file or nothing: whoever reads `path` sees the old content or the new."""
     unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("w", newline="") as file:
-        file.write(text)
+    with unfinished.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)

@@ -213,13 +213,6 @@ def verify(path: Path) -> None:
             raise Damaged(f"{name} fails its checksum")
 
 
-def write_policy(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """One network as a safetensors file, replaced atomically."""
-    unfinished = path.with_suffix(".unfinished")
-    _write_file(unfinished, save_tensors(tensors, metadata))
-    unfinished.rename(path)
-
-
 def _pack_live(replay: Replay, chunks: list[StoredChunk]) -> tuple[list[StoredChunk], bytes]:
     """-> those of the chunks that could be read before the ring overwrote them, packed."""
     while chunks:

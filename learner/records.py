@@ -1,24 +1,22 @@
 """The learner's bookkeeping: scores, rates, the solved test, result.json, best.safetensors."""
 
 import collections
-import dataclasses
 import json
 import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from common.config import VERSION, Config
 from common.console import say
 from common.messages import EpisodeStats
 from common.metrics import SOLVED_GAMES, Metrics, Scores
+from common.policy_file import mean_score_of, save_policy
 from common.router import LearnerEndpoint
 from common.run_folder import replace_file
 from common.schedules import ladder_epsilon, linear_epsilon
-from learner.checkpoint import write_policy
 from learner.dqn import UpdateStats
 
 if TYPE_CHECKING:
@@ -74,7 +72,7 @@ class Records:
             self.scores.games = saved["games"]
             # A policy of a part of the run that was lost in a crash is a policy all the same.
             self.scores.best_mean_100 = max(
-                _from_null(saved["best_mean_100"]), best_mean_of(run_dir / "best.safetensors")
+                _from_null(saved["best_mean_100"]), mean_score_of(run_dir / "best.safetensors")
             )
             self._lengths.extend(saved["lengths"])
             self._lags.extend(saved["lags"])
@@ -254,17 +252,14 @@ class Records:
         self, network: nn.Module, updates: int, env_steps: int, name: str = "best"
     ) -> None:
         """<name>.safetensors: the network and the configuration that it needs."""
-        tensors = {k: tensor.cpu().contiguous() for k, tensor in network.state_dict().items()}
-        metadata = {
-            "config": dataclasses.replace(self.config, run_dir="").to_json(),
-            "mean_score_100": f"{self.scores.mean_100:g}",
-            "games": str(self.scores.games),
-            "env_steps": str(env_steps),
-            "updates": str(updates),
-            "version": VERSION,
+        about = {
+            "mean_score_100": self.scores.mean_100,
+            "games": self.scores.games,
+            "env_steps": env_steps,
+            "updates": updates,
         }
         try:
-            write_policy(self.run_dir / f"{name}.safetensors", tensors, metadata)
+            save_policy(self.run_dir / f"{name}.safetensors", network, self.config, about)
             self._policy_error = None
         except OSError as error:
             self._policy_error = error
@@ -299,7 +294,9 @@ class Records:
         }
         errors = [self._policy_error]
         try:
-            replace_file(self.run_dir / "result.json", json.dumps(result, indent=2) + "\n")
+            replace_file(
+                self.run_dir / "result.json", json.dumps(result, indent=2).encode() + b"\n"
+            )
         except OSError as error:
             errors.append(error)
         self._period(learner, transport)
@@ -348,16 +345,6 @@ class Records:
     def _samples_per_insert(learner: "Learner") -> float:
         trained_on = learner.inserted - learner.limiter.learning_starts_transitions
         return learner.sampled / trained_on if trained_on > 0 else math.nan
-
-
-def best_mean_of(path: Path) -> float:
-    """The 100-game mean that a saved policy had; -inf where there is none."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-        return float(about["mean_score_100"]) if int(about["games"]) >= SOLVED_GAMES else -math.inf
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return -math.inf
 
 
 def _shown(value: float, form: str) -> str:

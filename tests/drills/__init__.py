@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.drills import network, processes, runs, storage
+from tests.drills import network, processes, runs, storage, strangers
 
 DRILLS: dict[str, Callable[[Path, bool], dict[int, str]]] = {
     drill.__name__: drill
@@ -24,9 +24,9 @@ DRILLS: dict[str, Callable[[Path, bool], dict[int, str]]] = {
         storage.checkpoints_rot,
         storage.no_room,
         network.bad_links,
-        network.fuzzed,
-        network.strangers,
-        network.locks_on_the_door,
+        strangers.fuzzed,
+        strangers.strangers,
+        strangers.locks_on_the_door,
         network.mismatches,
         processes.told_to_end,
         processes.launcher_dies,

@@ -1,7 +1,8 @@
 """A learner's endpoint in a process of its own: what it takes is checked, what it costs is told.
 
-`main` prints a line of JSON ten times a second, until its standard input closes. Chunks are
-numbered by `numbered`; one that is missing, repeated or out of order ends the process.
+`main` prints a line of JSON ten times a second, until its standard input closes; a line there says
+how many seconds each chunk is to take from now on. Chunks are numbered by `numbered`; one that is
+missing, repeated or out of order ends the process.
 """
 
 import json
@@ -17,36 +18,44 @@ from common.config import Config
 from common.keys import load_learner_keys
 from common.messages import Chunk, Spec, Weights
 from common.router import LearnerEndpoint
+from learner.learner import make_sampler
+from learner.replay import Replay
 from tests.builders import chunk_of
 
 WEIGHTS_SIZE = 10
 
 
-def numbered(spec: Spec, actor_id: int, number: int) -> Chunk:
-    """Chunk `number` (from 0) of this actor."""
+def numbered(spec: Spec, sender: int, number: int) -> Chunk:
+    """Chunk `number` (from 0) of this sender."""
     chunk = chunk_of(spec, spec.chunk_transitions, 0)
-    chunk.transitions["n_step_return"][:2] = actor_id, number
+    chunk.transitions["n_step_return"][:2] = sender, number
     return chunk
 
 
-def main(config_path: str, address: str, keys: str, seconds_per_chunk: str) -> None:
-    """keys: a folder, or empty; seconds_per_chunk: how long each one takes to be used."""
+def main(config_path: str, address: str, keys: str) -> None:
+    """keys: a folder, or empty."""
     config = Config.from_json(Path(config_path))
     endpoint = LearnerEndpoint(config, address, load_learner_keys(Path(keys)) if keys else None)
     endpoint.publish(Weights(1, np.zeros(WEIGHTS_SIZE, np.float32)))
+    replay = Replay(config, make_sampler(config))
     ahead = int(config.tolerance_samples)
     endpoint.set_insert_limit(ahead, 0)
     endpoint.start(0)
-    process, taken, next_of, slow = psutil.Process(), 0, {}, float(seconds_per_chunk)
+    process, taken, next_of, slow = psutil.Process(), 0, {}, 0.0
     next_report = 0.0
-    while not select.select([sys.stdin], [], [], 0.0)[0]:
+    while True:
+        if select.select([sys.stdin], [], [], 0.0)[0]:
+            if not (line := sys.stdin.readline()):
+                break
+            slow = float(line)
         for chunk in endpoint.drain():
             time.sleep(slow)
-            actor_id, number = map(int, chunk.transitions["n_step_return"][:2])
-            expected = next_of.get(actor_id, 0)
+            replay.add(chunk)
+            sender, number = map(int, chunk.transitions["n_step_return"][:2])
+            expected = next_of.get(sender, 0)
             if number != expected:
-                sys.exit(f"chunk {number} of actor {actor_id} came, {expected} was due")
-            next_of[actor_id] = expected + 1
+                sys.exit(f"chunk {number} of sender {sender} came, {expected} was due")
+            next_of[sender] = expected + 1
             taken += len(chunk)
             endpoint.set_insert_limit(taken + ahead, taken)
         endpoint.wait(0.05)
@@ -54,7 +63,7 @@ def main(config_path: str, address: str, keys: str, seconds_per_chunk: str) -> N
             next_report = time.monotonic() + 0.1
             report = {
                 "chunks": sum(next_of.values()),
-                "by_actor": next_of,
+                "by_sender": next_of,
                 "refused": endpoint.stats.refused,
                 "duplicates": endpoint.stats.duplicates,
                 "rss": process.memory_info().rss,

@@ -1,12 +1,15 @@
 """Disks and checkpoints: crashes while saving, damage, no room."""
 
+import contextlib
+import ctypes
 import os
 import random
 import resource
 import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,46 +191,140 @@ def checkpoints_rot(folder: Path, long: bool) -> dict[int, str]:
             raise AssertionError("a damaged checkpoint was loaded")
         shutil.rmtree(place)
     told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    resumed = resume_after_rot(folder / "resumed", choose)
     return {
-        6: f"{times} damaged ({told}): all noticed, the one before was loaded; with that "
-        "damaged too, exit code 5"
+        6: f"{times} damaged ({told}): all noticed, the one before was loaded; with that damaged "
+        f"too, none; {resumed}"
     }
+
+
+def resume_after_rot(folder: Path, choose: random.Random) -> str:
+    """A run whose newest checkpoint is damaged, then every one."""
+    folder.mkdir()
+    with System(folder, checkpoint_period_seconds="1") as system:
+        system.until_learning()
+        until(lambda: len(checkpoints(system)) == 2, 30)
+        assert system.end() == 130, system.text
+        newest, before = list_checkpoints(system.run_dir / "checkpoints")
+        damage(newest, choose)
+        system.resume()
+        env_steps = int(before.name.split("-")[1])
+        until(lambda: f"Resumed at {env_steps:,} env steps" in system.text, 30)
+        assert f"Checkpoint {newest.name} is not used" in system.text
+        assert system.end() == 130, system.text
+        for checkpoint in checkpoints(system):
+            damage(checkpoint, choose)
+        system.resume()
+        assert system.process.wait(30) == 5, system.text
+        assert "No checkpoint in" in system.text and "Traceback" not in system.text
+    return "`--resume` went on from the one before, and with all damaged ended with exit code 5"
 
 
 def no_room(folder: Path, long: bool) -> dict[int, str]:
-    """Row 7: no file can grow any more while a run saves and logs (RLIMIT_FSIZE of the learner)."""
-    seconds = 150 if long else 12
-    with System(folder, checkpoint_period_seconds="2") as system:
-        system.until_learning()
-        until(lambda: checkpoints(system), 30)
-        learner = system.learner.pid if system.learner else 0
-        unlimited = resource.prlimit(learner, resource.RLIMIT_FSIZE)
-        rate_before = rate_shown(system, 4.0)
-        resource.prlimit(learner, resource.RLIMIT_FSIZE, (1, unlimited[1]))
-        until(lambda: "Could not write" in system.text, 60)
+    """Row 7: files that cannot grow, a folder that is read-only, a disk that is full."""
+    (folder / "run").mkdir()
+    with small_disk(folder / "run") as mounted:
+        ways: list[Way] = [growth_forbidden, read_only]
+        if mounted:
+            ways.append(full_disk)
+        with System(folder, prepare=no_override, checkpoint_period_seconds="2") as system:
+            system.until_learning()
+            until(lambda: checkpoints(system), 30)
+            if long:
+                seen = [survives(system, [way], 75) for way in ways]
+            else:
+                seen = [survives(system, ways, 6)]
+            assert system.end() == 130, system.text
+            system.account()
+            rows = [float(row["env_steps"]) for row in system.rows()]
+    assert rows == sorted(rows)
+    without = "" if mounted else " (no disk could be mounted here to be filled)"
+    return {7: "; ".join(seen) + without}
+
+
+Way = Callable[[System], contextlib.AbstractContextManager[None]]
+
+
+def survives(system: System, ways: list[Way], seconds: float) -> str:
+    """One fault, or some at once, for so long. -> what was seen."""
+    rate_before = rate_shown(system, 4.0)
+    said = len(system.text)
+    with contextlib.ExitStack() as faults:
+        for way in ways:
+            faults.enter_context(way(system))
+        until(lambda: "Could not write" in system.text[said:], 90)
         kept = {path.name for path in checkpoints(system)}
         before = shown_updates(system)
         time.sleep(seconds)
-        after = shown_updates(system)
-        warnings = system.text.count("Could not write")
+        went_on = shown_updates(system) - before
+        warnings = system.text[said:].count("Could not write")
         still = {path.name for path in checkpoints(system)}
         for checkpoint in checkpoints(system):
             verify(checkpoint)
-        resource.prlimit(learner, resource.RLIMIT_FSIZE, unlimited)
-        system.until_learning()  # by metrics.csv: it is being written again
-        until(lambda: {path.name for path in checkpoints(system)} - still, 30)
-        assert system.end() == 130, system.text
-        system.account()
-        rows = [float(row["env_steps"]) for row in system.rows()]
-    rate = (after - before) / seconds
-    assert rate > 0.5 * rate_before, f"{rate:.1f} updates/s without room, {rate_before:.1f} before"
-    assert 1 <= warnings <= 1 + seconds // 60, f"{warnings} warnings in {seconds} s"
+    system.until_learning()  # by metrics.csv: it is being written
+    until(lambda: {path.name for path in checkpoints(system)} - still, 30)
+    names = " and ".join(way.__name__.replace("_", " ") for way in ways)
+    rate = went_on / seconds
+    assert rate > 0.5 * rate_before, f"{names}: {rate:.1f} updates/s, {rate_before:.1f} before"
+    assert 1 <= warnings <= 1 + seconds // 60, f"{names}: {warnings} warnings in {seconds:g} s"
     assert still == kept and still, "checkpoints came or went while nothing could be written"
-    assert rows == sorted(rows)
-    return {
-        7: f"{seconds} s without room: {after - before} updates went on, {warnings} warning(s), "
-        f"earlier checkpoints intact, everything written again once there was room"
-    }
+    return (
+        f"{names} for {seconds:g} s: {went_on} updates went on, {warnings} warning(s), earlier "
+        "checkpoints intact, everything written again afterwards"
+    )
+
+
+@contextlib.contextmanager
+def growth_forbidden(system: System) -> Iterator[None]:
+    """RLIMIT_FSIZE of the learner: every write fails, as on a full disk."""
+    learner = system.learner
+    assert learner
+    soft, hard = resource.prlimit(learner.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(learner.pid, resource.RLIMIT_FSIZE, (1, hard))
+    yield
+    resource.prlimit(learner.pid, resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextlib.contextmanager
+def read_only(system: System) -> Iterator[None]:
+    """Nothing can be created in the run's folder or among its checkpoints, nothing removed."""
+    folders = [system.run_dir, system.run_dir / "checkpoints"]
+    for folder in folders:
+        folder.chmod(0o555)
+    yield
+    for folder in folders:
+        folder.chmod(0o755)
+
+
+@contextlib.contextmanager
+def full_disk(system: System) -> Iterator[None]:
+    """Not a byte is left on the disk of the run's folder."""
+    filler = system.run_dir / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (1 << 20, 1 << 12):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+    yield
+    filler.unlink()
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[bool]:
+    """A disk of 256 MB mounted on this folder. -> was it allowed? It takes privileges."""
+    words = ["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", str(folder)]
+    mounted = subprocess.run(words, capture_output=True).returncode == 0
+    try:
+        yield mounted
+    finally:
+        if mounted:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def no_override() -> None:
+    """For a process to be: even root minds the permissions of files (CAP_DAC_OVERRIDE dropped)."""
+    pr_capbset_drop, cap_dac_override = 24, 1
+    ctypes.CDLL(None).prctl(pr_capbset_drop, cap_dac_override, 0, 0, 0)
 
 
 def rate_shown(system: System, seconds: float) -> float:

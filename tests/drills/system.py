@@ -1,5 +1,6 @@
 """The whole program on the stamped game, run and watched from outside."""
 
+import math
 import os
 import random
 import signal
@@ -7,18 +8,22 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
+import numpy as np
 import psutil
 
 from common.config import Config
 from common.lifeline import Heartbeats
+from common.messages import Chunk
 from learner.checkpoint import load_newest
 from learner.learner import make_sampler
 from learner.replay import Replay
 from tests.running import ROOT, all_rows, last_row, processes_of, until, words_of
-from tests.stamped import Life, check_chunk, produced
+from tests.stamped import check_chunk, check_gapless, life_of, produced, sent_record
 
 SMALL = {
     "--env": "tests.stamped:Stamped-v0",
@@ -37,10 +42,18 @@ SMALL = {
 
 
 class System:
-    """One run of launch.py in `folder`/run, its console read, its games journalled."""
+    """One run of launch.py in `folder`/run, its console read, its games journalled.
+
+    prepare: called in the new process before it becomes launch.py.
+    """
 
     def __init__(
-        self, folder: Path, actors: int = 2, environment: dict[str, str] | None = None, **flags: str
+        self,
+        folder: Path,
+        actors: int = 2,
+        environment: dict[str, str] | None = None,
+        prepare: Callable[[], None] | None = None,
+        **flags: str,
     ) -> None:
         self.folder, self.run_dir = folder, folder / "run"
         self.journal = folder / "journal"
@@ -51,6 +64,7 @@ class System:
             words += [flag, value]
         self.actors = actors
         self.environment = {"STAMPED_JOURNAL": str(self.journal), **(environment or {})}
+        self._prepare = prepare
         self._start(words)
 
     def _start(self, words: list[str]) -> None:
@@ -62,6 +76,7 @@ class System:
             text=True,
             cwd=self.folder,
             env={**os.environ, **self.environment},
+            preexec_fn=self._prepare,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -143,36 +158,44 @@ class System:
 
     # -- the oracle -----------------------------------------------------------------------------
 
-    def held(self) -> dict[int, Life]:
-        """What the newest checkpoint holds of each life, every chunk of it checked."""
+    def held(self) -> Iterator[Chunk]:
+        """What the newest checkpoint holds, in the order in which it was taken."""
         config = self.config
         replay = Replay(config, make_sampler(config))
         load_newest(self.run_dir / "checkpoints", replay, check=lambda state: None, log=print)
         assert replay.first_id == 0, "the ring is too small for this drill: it has turned over"
-        lives: dict[int, Life] = {}
         for stored in replay.chunks:
-            chunk = replay.read_chunk(stored)
-            check_chunk(chunk, lives, config.n_step, config.gamma)
-        return lives
+            yield replay.read_chunk(stored)
 
     def account(self) -> str:
-        """Produced = held + at most the window and the chunk in the making, for every process."""
-        config, held = self.config, self.held()
+        """Of every process: what was acknowledged is held, each chunk once, in order and as it was
+        played; what is missing was under way: the window and what was in the making."""
+        config, made = self.config, produced(self.journal)
+        pid_of = {life: pid for pid, one in made.items() for life in one.actions}
+        held: dict[int, list[Any]] = {pid: [] for pid in made}
+        for chunk in self.held():
+            pid = pid_of[life_of(chunk)]  # a KeyError: transitions that nobody played
+            check_chunk(chunk, made[pid].actions[life_of(chunk)], config.n_step, config.gamma)
+            held[pid].append(sent_record(len(held[pid]) + 1, chunk)[0])
+        chunks_missing, steps_missing = [], []
+        for pid, one in made.items():
+            count = len(held[pid])
+            ours = np.array(held[pid], one.sent.dtype)
+            assert np.array_equal(ours, one.sent[:count]), "lost, repeated or out of order"
+            assert count >= one.acked, f"{one.acked} were acknowledged, {count} are held"
+            check_gapless(one)
+            chunks_missing.append(len(one.sent) - count)
+            steps_missing.append(one.steps - int(one.sent["length"][:count].sum()))
         making = config.envs_per_actor * (config.chunk_transitions + config.n_step)
         most = (config.window_chunks + 1) * config.chunk_transitions + making
-        lives_by_pid = produced(self.journal)
-        played = {life: steps for lives in lives_by_pid.values() for life, steps in lives.items()}
-        assert set(held) <= set(played), "transitions that nobody played"
-        worst = 0
-        for lives in lives_by_pid.values():
-            lost = sum(steps - held.get(life, Life()).taken for life, steps in lives.items())
-            assert all(held.get(life, Life()).taken <= n for life, n in lives.items())
-            worst = max(worst, lost)
-        assert worst <= most, f"{worst} transitions of one process are missing, at most {most} may"
-        kept = sum(life.taken for life in held.values())
+        assert max(chunks_missing) <= config.window_chunks + 1, "more was under way than the window"
+        assert max(steps_missing) <= most, f"{max(steps_missing)} are missing, at most {most} may"
+        steps = sum(one.steps for one in made.values())
         return (
-            f"{sum(played.values()):,} produced by {len(lives_by_pid)} processes, {kept:,} held, "
-            f"each once and in order; at most {worst} of one process were under way (limit {most})"
+            f"{steps:,} produced by {len(made)} processes, {steps - sum(steps_missing):,} held, "
+            f"each once and in order, of {sum(one.acked for one in made.values()):,} acknowledged "
+            f"chunks none missing; at most {max(steps_missing)} of one process were under way "
+            f"(limit {most})"
         )
 
 
@@ -192,7 +215,35 @@ class LearnerWatch:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.longest_seconds = max(self.longest_seconds, self._beats.age_seconds(self._slot))
-            time.sleep(0.02)
+            time.sleep(0.01)
+
+
+@dataclass
+class Successor:
+    """Of an actor that has just been killed: when it was there, had imported all, and played."""
+
+    system: System
+    actor_id: int
+    killed_pid: int
+
+    def __post_init__(self) -> None:
+        self._killed = time.monotonic()
+        self._beats = Heartbeats.open(self.system.run_dir / "heartbeats")
+        self.born_seconds = self.import_seconds = self.back_seconds = 0.0
+
+    def look(self) -> bool:
+        """Call often. -> does it play?"""
+        new = self.system.actor_processes().get(self.actor_id)
+        if new is None or new.pid == self.killed_pid:
+            return False
+        now = time.monotonic() - self._killed
+        self.born_seconds = self.born_seconds or now
+        age = self._beats.age_seconds(self.actor_id)
+        if not self.import_seconds and age < math.inf:  # its first beat comes after the imports
+            self.import_seconds = now - age - self.born_seconds
+        if not self.back_seconds and self.system.plays(new):
+            self.back_seconds = now
+        return self.back_seconds > 0
 
 
 def chooser(seed: int) -> random.Random:

@@ -75,8 +75,8 @@ def test_nothing_that_executes_what_it_reads_is_used(path: Path) -> None:
     [
         "import pickle", "from pickle import loads", "import torch\ntorch.load(path)",
         "from torch import load", "import numpy as n\nn.load(path)", "from numpy import load as l",
-        "eval(text)", "exec(text)", "builtins.eval(text)", "socket.recv_pyobj()", "__import__(name)",
-        "torch.jit.load(path)", "yaml.load(text)", "from joblib import load",
+        "eval(text)", "exec(text)", "builtins.eval(text)", "__import__(name)",
+        "socket.recv_pyobj()", "torch.jit.load(path)", "yaml.load(text)", "from joblib import load",
     ],
 )  # fmt: skip
 def test_what_would_execute_is_found(code: str) -> None:

@@ -18,7 +18,9 @@ import torch
 
 from common.errors import NoCheckpoint
 from common.messages import Spec
+from common.presets import make_config
 from learner.checkpoint import Checkpointer, Snapshot, list_checkpoints, load_newest, verify
+from learner.learner import Learner
 from learner.replay import Replay, UniformSampler
 from tests.builders import chunk_of, config
 from tests.drills.system import System, checkpoints, chooser
@@ -145,10 +147,29 @@ def saving_crashes(folder: Path, long: bool) -> dict[int, str]:
         in_a_child(many, choose.uniform(0.0, 0.15))
         assert load(place) >= 1
         shutil.rmtree(place)
+    pause, transitions = pause_for_a_checkpoint(folder, long)
+    assert pause <= 0.2, f"training paused {1000 * pause:.0f} ms for a checkpoint"
     return {
-        5: f"a crash at each of {steps} steps of saving and {kills} kills at random moments: "
-        "each time the newest complete checkpoint or the one before was loaded"
+        5: f"a crash at each of {steps} steps of saving and {kills} kills at random moments: each "
+        "time the newest complete checkpoint or the one before was loaded; training paused "
+        f"{1000 * pause:.0f} ms for a checkpoint of {transitions:,} transitions (preset pong)"
     }
+
+
+def pause_for_a_checkpoint(folder: Path, long: bool) -> tuple[float, int]:
+    """-> seconds that the training thread is held up, transitions in replay."""
+    (folder / "run").mkdir()
+    settings = make_config("pong", n_actions=6, actors=2, learner_threads=1)
+    learner = Learner(settings, folder / "run", False, time.monotonic())
+    chunk = chunk_of(Spec.of(settings), settings.chunk_transitions, 0)
+    while len(learner.replay) < (180_000 if long else 20_000):
+        learner.insert(chunk)
+    began = time.monotonic()
+    learner.save()
+    pause = time.monotonic() - began
+    until(lambda: not learner.checkpoints.busy, 60)
+    assert not learner.checkpoints.error
+    return pause, len(learner.replay)
 
 
 def damage(checkpoint: Path, choose: random.Random) -> str:

@@ -20,7 +20,9 @@ import shutil
 import threading
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from torch import Tensor
 
 from common.config import FRAME_SHAPE
 from common.errors import Mismatch, NoCheckpoint
+from common.machine import cores
 from common.messages import TRANSITION_DTYPE, Chunk
 from learner.replay import Replay, StoredChunk
 
@@ -84,15 +87,17 @@ class Checkpointer:
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(1.0)
             beat()
-        self._write(snapshot, beat)
+        self._write(snapshot, beat, threads=cores())  # nobody else needs them now
 
-    def _write(self, snapshot: Snapshot, beat: Callable[[], None] = lambda: None) -> None:
+    def _write(
+        self, snapshot: Snapshot, beat: Callable[[], None] = lambda: None, threads: int = 1
+    ) -> None:
         self.error = None
         unfinished = self.folder / f"unfinished-{os.getpid()}"
         try:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
-            sums, first_id = self._segments(snapshot, unfinished, beat)
+            sums, first_id = self._segments(snapshot, unfinished, beat, threads)
             state = snapshot.state | {"format": FORMAT, "replay_first_id": first_id}
             for name, content in (
                 ("model.safetensors", save_tensors(snapshot.tensors)),
@@ -123,7 +128,7 @@ class Checkpointer:
             shutil.rmtree(old, ignore_errors=True)
 
     def _segments(
-        self, snapshot: Snapshot, folder: Path, beat: Callable[[], None]
+        self, snapshot: Snapshot, folder: Path, beat: Callable[[], None], threads: int
     ) -> tuple[dict[str, str], int]:
         """Copy what the checkpoint before holds and still verifies, compress the rest.
 
@@ -145,16 +150,16 @@ class Checkpointer:
                 sums[path.name] = _write_file(folder / path.name, content)
                 done = end
         fresh = [chunk for chunk in snapshot.chunks if chunk.first_id >= done]
-        for at in range(0, len(fresh), _SEGMENT_CHUNKS):
-            beat()
-            wanted = fresh[at : at + _SEGMENT_CHUNKS]
-            chunks, packed = _pack_live(self.replay, wanted)
-            if chunks != wanted:
-                first = chunks[0].first_id if chunks else wanted[-1].end_id
-            if not chunks:
-                continue
-            name = f"replay-{chunks[0].first_id:014d}-{chunks[-1].end_id:014d}.z"
-            sums[name] = _write_file(folder / name, packed)
+        segments = [fresh[i : i + _SEGMENT_CHUNKS] for i in range(0, len(fresh), _SEGMENT_CHUNKS)]
+        with ThreadPoolExecutor(threads) as pool:  # zlib works without the interpreter's lock
+            packings = pool.map(partial(_pack_live, self.replay), segments)
+            for wanted, (chunks, packed) in zip(segments, packings, strict=True):
+                beat()
+                if chunks != wanted:
+                    first = chunks[0].first_id if chunks else wanted[-1].end_id
+                if chunks:
+                    name = f"replay-{chunks[0].first_id:014d}-{chunks[-1].end_id:014d}.z"
+                    sums[name] = _write_file(folder / name, packed)
         return sums, first
 
 
@@ -232,7 +237,7 @@ def _pack_segment(replay: Replay, chunks: list[StoredChunk]) -> bytes:
     parts = [packer.compress(len(chunks).to_bytes(8, "little") + layout.tobytes())]
     for stored in chunks:
         chunk = replay.read_chunk(stored)
-        parts.append(packer.compress(chunk.transitions.tobytes() + chunk.frames.tobytes()))
+        parts += [packer.compress(chunk.transitions.data), packer.compress(chunk.frames.data)]
     return b"".join([*parts, packer.flush()])
 
 

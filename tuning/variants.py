@@ -1,0 +1,83 @@
+"""A variant: a name, and the settings in which it differs from the preset."""
+
+import re
+from dataclasses import dataclass, field
+
+from common.config import Config, flag
+from common.errors import ConfigError
+from common.presets import did_you_mean
+
+_FOLDER_NAME = re.compile(r"[\w=,+-][\w=,+.-]*")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """settings: values as they are typed, by the name of their field in Config."""
+
+    name: str
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> "Variant":
+        """`name:setting=value,...`, `setting=value,...` (its own name) or the name of one below.
+
+        Raises ConfigError in a sentence.
+        """
+        name, colon, listed = text.partition(":")
+        if not colon and "=" in text:
+            listed = text
+        elif not colon:
+            return _known(text)
+        if not _FOLDER_NAME.fullmatch(name):
+            raise ConfigError(f"A variant's name names its folder: {name!r} cannot; see `name:`.")
+        settings = {}
+        for pair in filter(None, listed.split(",")):
+            setting, equals, value = pair.partition("=")
+            if not equals:
+                raise ConfigError(f"{pair!r} in variant {text!r} is not setting=value.")
+            settings[setting] = value
+        return cls(name, settings)
+
+    def flags(self) -> list[str]:
+        """The settings as launch.py takes them: `double=true` is --double, =false --no-double."""
+        words: list[str] = []
+        for name, value in self.settings.items():
+            switch = {"true": flag(name), "false": flag("no_" + name)}.get(value.lower())
+            words += [switch] if switch else [flag(name), value]
+        return words
+
+
+def _known(name: str) -> Variant:
+    for variant in ABLATION:
+        if variant.name == name:
+            return variant
+    names = [variant.name for variant in ABLATION]
+    raise ConfigError(
+        f"No variant is called {name!r}{did_you_mean(name, names)}; known: {', '.join(names)}. "
+        "A new one is name:setting=value,..."
+    )
+
+
+def _the_other_way_round(setting: str) -> Variant:
+    """A switch of the preset `pong`, which is Config's defaults, turned."""
+    turned = not getattr(Config(), setting)
+    return Variant(setting if turned else f"no-{setting}", {setting: str(turned).lower()})
+
+
+ABLATION = [
+    Variant("pong"),
+    _the_other_way_round("standardize"),
+    _the_other_way_round("prioritized"),
+    _the_other_way_round("double"),
+    _the_other_way_round("dueling"),
+    Variant("n=1", {"n_step": "1"}),
+    Variant("n=3", {"n_step": "3"}),
+    # Half and thrice the preset's: on two cores the one starves the learner, the other the actors.
+    Variant("ratio=0.6", {"samples_per_insert": "0.6"}),
+    Variant("ratio=3.6", {"samples_per_insert": "3.6"}),
+    # The two largest differences from the reference that are not in the issue's list.
+    Variant("nature", {"network": "nature"}),
+    Variant("lr=1e-4", {"learning_rate": "1e-4"}),
+    Variant("averaged", {"policy_average_updates": "500"}),
+]
+"""Each turns one thing of the preset `pong`."""

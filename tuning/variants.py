@@ -38,6 +38,10 @@ class Variant:
             settings[setting] = value
         return cls(name, settings)
 
+    def over(self, base: "Variant") -> "Variant":
+        """This one's settings on top of another's."""
+        return Variant(self.name, base.settings | self.settings)
+
     def flags(self) -> list[str]:
         """The settings as launch.py takes them: `double=true` is --double, =false --no-double."""
         words: list[str] = []

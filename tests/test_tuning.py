@@ -1,0 +1,184 @@
+"""The tuning tools on hand-made records: what they read off a run, keep of it, and leave out."""
+
+import csv
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.command_line import parse
+from common.errors import ConfigError
+from common.metrics import COLUMNS
+from tests.builders import config
+from tuning import probe, trials
+from tuning.results import Game, Run, keep, runs_in, table, thinned
+from tuning.variants import ABLATION, Variant
+
+
+def a_run(scores: list[float], minutes_apart: float = 0.1, variant: str = "pong") -> Run:
+    """Games that end one after another, 1,000 env steps each."""
+    games = [Game((i + 1) * minutes_apart, 1_000 * (i + 1), s) for i, s in enumerate(scores)]
+    return Run(variant, 7, games, 1_000 * len(scores), 30 * len(scores))
+
+
+def write_run(run_dir: Path, scores: list[float], **result: Any) -> None:
+    """The files of a finished run: a game every 2 s, a period row every 10 s."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        for i, score in enumerate(scores, start=1):
+            row = {"kind": "game", "wall_seconds": 2 * i, "env_steps": 1_000 * i, "games": i}
+            writer.writerow(row | {"updates": 10 * i, "score": score, "policy_lag_updates": 40})
+            if i % 5 == 0:
+                writer.writerow(row | {"kind": "period", "updates": 10 * i, "loss": 0.5})
+    settings = config(run_dir=str(run_dir))
+    (run_dir / "config.json").write_text(settings.to_json())
+    about = {"seed": 7, "preset": "pong", "env_steps": 1_000 * len(scores), "updates": 10}
+    (run_dir / "result.json").write_text(json.dumps(about | result))
+
+
+def test_a_level_is_reached_by_the_first_full_window_whose_mean_exceeds_it() -> None:
+    run = a_run([-21.0] * 9 + [0.0] + [9.0] * 10)
+    assert run.reached(-15.0, 10) == (pytest.approx(1.2), 12_000)  # 11 games: -15.9, 12: -12.9
+    assert run.reached(9.0, 10) == (float("inf"), float("inf"))  # reaching is not exceeding
+    assert run.reached(-21.0, 100) == (float("inf"), float("inf"))  # twenty games are not a hundred
+
+
+def test_a_level_that_is_reached_at_once_is_reached_with_the_last_game_of_the_window() -> None:
+    assert a_run([20.0] * 120).reached(19.5, 100) == (pytest.approx(10.0), 100_000)
+
+
+def test_the_score_at_a_moment_is_of_the_games_finished_by_then() -> None:
+    run = a_run([-21.0] * 10 + [-11.0] * 10, minutes_apart=0.25)
+    assert run.score_at(2.4) == -21.0  # nine games are no mean yet
+    assert run.score_at(2.5) == -21.0
+    assert run.score_at(3.75) == -16.0
+    assert run.score_at(60.0) == -11.0
+
+
+def test_the_area_of_a_lost_a_won_and_a_mixed_run() -> None:
+    assert a_run([-21.0] * 50).area(10.0) == 0.0
+    assert a_run([21.0] * 10, minutes_apart=0.5).area(10.0) == pytest.approx(0.5)  # from minute 5
+    mixed = a_run([-21.0] * 10 + [21.0] * 10, minutes_apart=0.5)
+    climb = sum(0.1 * i * 0.5 for i in range(10))  # a tenth more each game, from minute 5.5 on
+    assert mixed.area(20.0) == pytest.approx((climb + 10.0) / 20.0)
+    assert mixed.area(5.0) == 0.0  # what comes later does not count
+
+
+def test_thinning_keeps_every_score_and_one_period_row_a_minute(tmp_path: Path) -> None:
+    write_run(tmp_path, [float(i) for i in range(120)])  # four minutes
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = thinned(csv.DictReader(file))
+    games = [row for row in rows if row["kind"] == "game"]
+    assert [float(row["score"]) for row in games] == [float(i) for i in range(120)]
+    assert all("policy_lag_updates" not in row for row in games)
+    periods = [row for row in rows if row["kind"] == "period"]
+    assert [float(row["wall_seconds"]) for row in periods] == [60.0, 120.0, 180.0, 240.0]
+    assert all(row["loss"] == "0.5" for row in periods)
+
+
+def test_a_kept_run_tells_what_the_run_told_and_not_where_it_was(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [-21.0] * 60 + [3.0] * 60)
+    keep(tmp_path / "run", tmp_path / "kept" / "slow" / "seed-7")
+    kept = tmp_path / "kept" / "slow" / "seed-7"
+    sizes = [(folder / "metrics.csv").stat().st_size for folder in (kept, tmp_path / "run")]
+    assert sizes[0] < 0.9 * sizes[1]
+    assert str(tmp_path) not in (kept / "config.json").read_text()
+    (before,), (after,) = runs_in(tmp_path / "run"), runs_in(tmp_path / "kept")
+    assert (before.variant, after.variant) == ("pong", "slow")
+    assert before.games == after.games
+    assert (after.seed, after.env_steps, after.updates) == (7, 120_000, 10)
+
+
+def test_the_table_has_a_row_per_run_and_the_median_of_each_variant() -> None:
+    runs = [a_run([score] * 100) for score in (-14.0, -10.0, 20.0)]
+    runs.append(a_run([-21.0] * 5, variant="book"))
+    rows = [line.split(" | ") for line in table(runs, minutes=10.0).splitlines()]
+    assert rows[0][2] == "10 games > -15" and rows[0][9] == "100 games > 19.5"
+    assert rows[2][2] == "1.0 / 10 k" and rows[2][3] == "-"
+    assert rows[4][9] == "10.0 / 100 k" and rows[4][10] == "+20.0"
+    assert rows[5][:2] == ["| **pong**", "**median**"]
+    assert rows[5][2:4] == ["1.0 / 10 k", "-"]  # two of three never exceeded 0
+    assert rows[6][:3] == ["| book", "7", "-"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "flags"),
+    [
+        ("slow:learning_rate=1e-4,n_step=3", "slow", ["--learning-rate", "1e-4", "--n-step", "3"]),
+        ("double=true,dueling=False", "double=true,dueling=False", ["--double", "--no-dueling"]),
+        ("plain:", "plain", []),
+        ("standardize=false", "standardize=false", ["--no-standardize"]),
+        ("pong", "pong", []),
+    ],
+)
+def test_a_variant_is_a_name_and_flags(text: str, name: str, flags: list[str]) -> None:
+    variant = Variant.parse(text)
+    assert variant.name == name
+    assert variant.flags() == flags
+    parse(variant.flags())
+
+
+@pytest.mark.parametrize("text", ["env=ALE/Pong-v5", "../up:n_step=1", "a:n_step", "pung", ":a=1"])
+def test_a_variant_that_cannot_be_is_refused_in_a_sentence(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"\w"):
+        Variant.parse(text)
+
+
+def test_every_variant_of_the_ablation_differs_from_the_preset() -> None:
+    configs = [parse(variant.flags()).config for variant in ABLATION]
+    assert len({variant.name for variant in ABLATION}) == len(ABLATION)
+    assert len(set(configs)) == len(configs)
+
+
+def test_runs_go_seed_by_seed_and_those_with_a_result_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[list[str]] = []
+
+    def play(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        run_dir = Path(command[command.index("--run-dir") + 1])
+        write_run(run_dir, [-21.0], seed=int(command[command.index("--seed") + 1]))
+        ran.append(command)
+        return subprocess.CompletedProcess(command, int(len(ran) == 2))  # the second one fails
+
+    monkeypatch.setattr(subprocess, "run", play)
+    variants = [Variant("pong"), Variant("n=1", {"n_step": "1"})]
+    assert [(v.name, seed) for v, seed in trials.missing(tmp_path, variants, [1, 2])] == [
+        *(("pong", 1), ("n=1", 1), ("pong", 2), ("n=1", 2)),
+    ]
+    trials.run_missing(tmp_path, variants, [1, 2], minutes=10.0)
+    assert [(v.name, seed) for v, seed in trials.missing(tmp_path, variants, [1, 2])] == [
+        ("n=1", 1)
+    ]
+    trials.run_missing(tmp_path, variants, [1, 2], minutes=10.0)
+    assert len(ran) == 5 and "--n-step" in ran[4]
+    assert not (tmp_path / "unfinished").exists()
+    assert [(run.variant, run.seed) for run in runs_in(tmp_path)] == [
+        *(("n=1", 1), ("n=1", 2), ("pong", 1), ("pong", 2)),
+    ]
+
+
+def test_a_wrong_setting_ends_the_series_before_its_first_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch-size"):
+        trials.run_missing(tmp_path, [Variant("pong"), Variant.parse("batch_size=0")], [1], 10.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_probe_learns_the_rewards_of_random_play(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "WINDOW_UPDATES", 20)
+    plain = config(replay_transitions=4_000, learning_starts_transitions=32, double=False)
+    scaled = config(replay_transitions=4_000, learning_starts_transitions=32, standardize=False)
+    replay = probe.random_play(plain, env_steps=500)
+    windows = list(probe.learning([plain, scaled], replay, updates=100))
+    assert [updates for updates, _ in windows] == [20, 40, 60, 80, 100]
+    assert all(len(losses) == 2 for _, losses in windows)
+    assert windows[-1][1][0] < 0.5 * probe.loss_of_a_constant(replay) < windows[0][1][0]
+
+
+def test_the_probe_refuses_a_variant_that_needs_other_data() -> None:
+    with pytest.raises(ConfigError, match="n_step"):
+        probe.require_same_data(config(n_step=3), config(n_step=1), "n=1")

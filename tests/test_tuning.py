@@ -113,6 +113,7 @@ def test_the_table_has_a_row_per_run_and_the_median_of_each_variant() -> None:
         ("plain:", "plain", []),
         ("standardize=false", "standardize=false", ["--no-standardize"]),
         ("pong", "pong", []),
+        ("n=1", "n=1", ["--n-step", "1"]),
     ],
 )
 def test_a_variant_is_a_name_and_flags(text: str, name: str, flags: list[str]) -> None:
@@ -122,7 +123,9 @@ def test_a_variant_is_a_name_and_flags(text: str, name: str, flags: list[str]) -
     parse(variant.flags())
 
 
-@pytest.mark.parametrize("text", ["env=ALE/Pong-v5", "../up:n_step=1", "a:n_step", "pung", ":a=1"])
+@pytest.mark.parametrize(
+    "text", ["env=ALE/Pong-v5", "../up:n_step=1", "a:n_step", "pung", ":seed=1", "n=7"]
+)
 def test_a_variant_that_cannot_be_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(ConfigError, match=r"\w"):
         Variant.parse(text)

@@ -1,5 +1,6 @@
 """A variant: a name, and the settings in which it differs from the preset."""
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 
@@ -19,24 +20,20 @@ class Variant:
 
     @classmethod
     def parse(cls, text: str) -> "Variant":
-        """`name:setting=value,...`, `setting=value,...` (its own name) or the name of one below.
+        """The name of one below, `name:setting=value,...` or `setting=value,...` (its own name).
 
         Raises ConfigError in a sentence.
         """
-        name, colon, listed = text.partition(":")
-        if not colon and "=" in text:
-            listed = text
-        elif not colon:
-            return _known(text)
+        for variant in ABLATION:
+            if variant.name == text:
+                return variant
+        name, _, listed = text.partition(":") if ":" in text else (text, "", text)
         if not _FOLDER_NAME.fullmatch(name):
-            raise ConfigError(f"A variant's name names its folder: {name!r} cannot; see `name:`.")
-        settings = {}
-        for pair in filter(None, listed.split(",")):
-            setting, equals, value = pair.partition("=")
-            if not equals:
-                raise ConfigError(f"{pair!r} in variant {text!r} is not setting=value.")
-            settings[setting] = value
-        return cls(name, settings)
+            raise ConfigError(f"{name!r} cannot name a folder: put another name and `:` before it.")
+        pairs = [pair.partition("=") for pair in listed.split(",") if pair]
+        for setting, equals, _ in pairs:
+            _check_setting(setting, equals)
+        return cls(name, {setting: value for setting, _, value in pairs})
 
     def over(self, base: "Variant") -> "Variant":
         """This one's settings on top of another's."""
@@ -51,15 +48,13 @@ class Variant:
         return words
 
 
-def _known(name: str) -> Variant:
-    for variant in ABLATION:
-        if variant.name == name:
-            return variant
-    names = [variant.name for variant in ABLATION]
-    raise ConfigError(
-        f"No variant is called {name!r}{did_you_mean(name, names)}; known: {', '.join(names)}. "
-        "A new one is name:setting=value,..."
-    )
+def _check_setting(name: str, equals: str) -> None:
+    settings = [f.name for f in dataclasses.fields(Config)]
+    if not equals:
+        names = ", ".join(variant.name for variant in ABLATION)
+        raise ConfigError(f"{name!r} is neither setting=value nor a variant known here: {names}.")
+    if name not in settings:
+        raise ConfigError(f"There is no setting {name!r}{did_you_mean(name, settings)}.")
 
 
 def _the_other_way_round(setting: str) -> Variant:

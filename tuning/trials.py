@@ -63,8 +63,7 @@ def run_missing(
     folder: Path, variants: list[Variant], seeds: Iterable[int], minutes: float
 ) -> None:
     """Raises ConfigError before the first run when a setting of any variant is wrong."""
-    for variant in variants:
-        command_line.parse(variant.flags())
+    check(variants)
     for variant, seed in missing(folder, variants, seeds):
         print(f"{variant.name}, seed {seed}", flush=True)
         run_dir = folder / "unfinished"
@@ -75,6 +74,12 @@ def run_missing(
         else:
             keep(run_dir, place(folder, variant, seed))
         shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def check(variants: list[Variant]) -> None:
+    """Raises ConfigError when a setting of any variant is wrong."""
+    for variant in variants:
+        command_line.parse(variant.flags())
 
 
 def missing(

@@ -1,0 +1,231 @@
+"""Pong on a machine with a GPU and no network: all runs and their report in one call.
+
+    python -m tuning.gpu_run pack FOLDER                         where a registry can be reached
+    python3 -m tuning.gpu_run run OUT --packages FOLDER/packages.tar.xz         on the GPU machine
+
+`run` needs Python, torch and numpy there, nothing else. It ends within --minutes: each run gets an
+equal part of what is left, and the greedy games are played at the end, those of all runs side by
+side. OUT holds report.md and, per variant and seed, metrics.csv, result.json, the configuration,
+the best policy and the console's lines. With --cpu it does the same without a GPU, to try it.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import ConfigError, UserError
+from common.machine import cores
+from tuning.packages import environment_with, pack
+from tuning.results import keep, runs_in, table
+from tuning.trials import LAUNCH, check, place, train
+from tuning.variants import Variant
+
+# A proposal: nobody has run it on a GPU yet. On two CPU cores Pong takes some 20,000 updates of 32
+# and 600,000 env steps; in the 40 s that start-up and the last 100 games leave of a minute that
+# would be 500 updates/s, which one CPU thread that launches kernels can just about drive.
+GPU = Variant(
+    "gpu",
+    {
+        "cuda": "true",  # and with it an actor on every core but one
+        "replay_device": "cuda",  # no batch crosses the bus
+        # A GPU takes 128 in the time of 32: fewer updates are needed, and each is less noisy.
+        "batch_size": "128",
+        # 15 actors give some 20,000 env steps/s; 250 updates/s of 128 are 1.6 samples for each.
+        # Slower learning than that slows the actors down, so the ratio is kept low.
+        "samples_per_insert": "1.6",
+        # The last third of a run of 1.2 million env steps, as on the CPU; 3 GB, written at the end.
+        "replay_transitions": "400000",
+        # 120 games at once reach the CPU's 10,000 and 120,000 before there was time to learn.
+        "learning_starts_transitions": "20000",
+        "epsilon_decay_env_steps": "300000",
+        # 2.7 MB to 15 actors: three times a second is enough, 20 updates would be 12 times.
+        "publish_period_updates": "80",
+        "log_period_seconds": "2",
+        "checkpoint_period_seconds": "0",
+    },
+)
+CPU = Variant("cpu", {"actors": "1", "checkpoint_period_seconds": "0"})
+EVALUATION_SECONDS, EVALUATION_SEED = 90.0, 777
+ENDING_SECONDS = 45.0  # for the last checkpoint of a run
+FEWEST_SECONDS = 10.0  # a run that would get less is left out
+FACTS = """
+import platform, torch
+gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+print(f"{gpu}, torch {torch.__version__}, Python {platform.python_version()}")
+"""
+
+
+def main(words: list[str]) -> int:
+    given = flag_parser().parse_args(words)
+    try:
+        if given.verb == "pack":
+            pack(given.folder, given.python)
+            return 0
+        base = CPU if given.cpu else GPU
+        variants = [Variant.parse(text).over(base) for text in given.variant] or [base]
+        check(variants)
+        with tempfile.TemporaryDirectory() as scratch:
+            deadline = time.monotonic() + 60 * given.minutes
+            environment = environment_with(given.packages, Path(scratch, "site"))
+            session = Session(given.out, Path(scratch), environment, deadline)
+            session.require_gpu(given.cpu)
+            session.run([(v, seed) for seed in given.seeds for v in variants], given.games)
+    except UserError as error:
+        print(f"gpu_run: {error}", file=sys.stderr)
+        return error.exit_code
+    return 1 if session.troubles else 0
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    description, _, rest = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="tuning.gpu_run",
+        description=description,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    packing = verbs.add_parser("pack", help="archive the packages for that machine")
+    packing.add_argument("folder", type=Path, help="where the archive goes")
+    packing.add_argument("--python", default="3.12", help="version there (default: 3.12)")
+    running = verbs.add_parser("run", help="train, evaluate, report")
+    running.add_argument("out", type=Path, help="where the report goes")
+    running.add_argument("--packages", type=Path, required=True, help="the archive")
+    running.add_argument("--minutes", type=float, default=9.5, help="of all of it (9.5)")
+    running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    running.add_argument("--games", type=int, default=30, help="greedy ones, of each run (30)")
+    running.add_argument("--variant", action="append", default=[], help="[name:]setting=value,...")
+    running.add_argument("--cpu", action="store_true", help="without a GPU")
+    return parser
+
+
+@dataclass
+class Session:
+    """One call. deadline: time.monotonic() at which everything has ended."""
+
+    out: Path
+    scratch: Path
+    environment: dict[str, str]
+    deadline: float
+
+    def __post_init__(self) -> None:
+        self.machine = ""
+        self.troubles: dict[str, str] = {}  # by run
+        self.greedy: dict[str, str] = {}  # by run, what eval said
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def require_gpu(self, cpu: bool) -> None:
+        """Raises ConfigError when there is no working torch, or no GPU where one is asked for."""
+        command = [sys.executable, "-c", FACTS]
+        facts = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        if facts.returncode:
+            raise ConfigError(f"torch does not work here: {facts.stderr.strip()[-500:]}")
+        self.machine = f"{facts.stdout.strip()}, {cores()} cores ({processor()})"
+        print(self.machine, flush=True)
+        if "no GPU" in self.machine and not cpu:
+            raise ConfigError("torch finds no GPU here; --cpu tries everything without one.")
+
+    def run(self, planned: list[tuple[Variant, int]], games: int) -> None:
+        """Train, evaluate, and write the report after each step."""
+        kept: list[Path] = []
+        for i, (variant, seed) in enumerate(planned):
+            seconds = (self.left - EVALUATION_SECONDS) / (len(planned) - i) - ENDING_SECONDS
+            folder = place(self.out, variant, seed)
+            if self.train(variant, seed, folder, seconds):
+                kept.append(folder)
+            self.report(planned)
+        self.evaluate(kept, games)
+        self.report(planned)
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - time.monotonic()
+
+    def train(self, variant: Variant, seed: int, folder: Path, seconds: float) -> bool:
+        """-> is there a result, in `folder`?"""
+        print(f"{variant.name}, seed {seed}: at most {seconds:.0f} s", flush=True)
+        if seconds < FEWEST_SECONDS:
+            self.troubles[self.named(folder)] = "No time was left for it."
+            return False
+        run_dir = self.scratch / "run"
+        flags = [*variant.flags(), "--seed", str(seed), "--max-minutes", str(seconds / 60)]
+        trouble = train(flags, run_dir, seconds + ENDING_SECONDS, self.environment)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(run_dir / "console.log", folder)
+        if trouble:
+            self.troubles[self.named(folder)] = trouble
+        else:
+            keep(run_dir, folder)
+            shutil.copy(run_dir / "best.safetensors", folder)
+        shutil.rmtree(run_dir)
+        return not trouble
+
+    def evaluate(self, kept: list[Path], games: int) -> None:
+        """Greedy games of the best policy of each run, all runs side by side."""
+        ending = ["--games", str(games), "--seed", str(EVALUATION_SEED)]
+        processes = {
+            folder: subprocess.Popen(
+                [sys.executable, str(LAUNCH), "eval", str(folder / "best.safetensors"), *ending],
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for folder in kept
+        }
+        for folder, process in processes.items():
+            try:
+                output, _ = process.communicate(timeout=max(1.0, self.left))
+                self.greedy[self.named(folder)] = output.strip().splitlines()[-1]
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                self.troubles[self.named(folder)] = "Its greedy games did not end in time."
+
+    def named(self, folder: Path) -> str:
+        return folder.relative_to(self.out).as_posix()
+
+    def report(self, planned: list[tuple[Variant, int]]) -> None:
+        """OUT/report.md as far as it goes by now."""
+        runs = runs_in(self.out)
+        parts = ["# Pong in one call", self.machine]
+        for variant in dict.fromkeys(variant.name for variant, _ in planned):
+            flags = next(v.flags() for v, _ in planned if v.name == variant)
+            parts.append(f"{variant}: `python launch.py {' '.join(flags)} --seed N`")
+        parts += [table(runs, minutes=2.0)]
+        parts += ["\n".join(self.speeds())]
+        parts += [f"{run}: greedy, {said}" for run, said in self.greedy.items()]
+        parts += [f"{run} failed:\n```\n{why}\n```" for run, why in self.troubles.items()]
+        (self.out / "report.md").write_text("\n\n".join(parts) + "\n")
+
+    def speeds(self) -> list[str]:
+        """A line per result."""
+        lines = []
+        for path in sorted(self.out.rglob("result.json")):
+            result = json.loads(path.read_text())
+            lines.append(
+                f"- {self.named(path.parent)}: {result['reason']} {result['wall_seconds']:.1f} s, "
+                f"{result['env_steps_per_second']:,.0f} env steps/s, "
+                f"{result['updates_per_second']:,.1f} updates/s, "
+                f"{result['measured_samples_per_insert'] or 0:.2f} samples per insert"
+            )
+        return lines
+
+
+def processor() -> str:
+    """The CPU's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return "unknown processor"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

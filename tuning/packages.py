@@ -1,0 +1,81 @@
+"""The program's packages as one archive, for a machine that has torch and reaches no registry.
+
+Wheels of OpenCV alone nearly fill what may travel (58 of 64 MiB without its windows, 71 with).
+Unpacked, and packed again by a stronger method that knows x86 code, all of it takes 49.
+"""
+
+import lzma
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from common.errors import UserError
+
+LOCK = Path(__file__).parent.parent / "requirements.lock"
+ARCHIVE = "packages.tar.xz"
+MOST_MIB = 58  # of the 64 that may travel; the rest is for the code
+PRESENT = frozenset(  # wherever torch is: itself, numpy, and what torch requires
+    {"torch", "numpy", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx"}
+    | {"setuptools", "sympy", "typing-extensions"}
+)
+SMALLER = {"opencv-python": "opencv-python-headless"}  # the same cv2 without its windows
+_TAGS = ("2_28", "2_27", "2_26", "2_24", "2_17", "2_12")  # pip takes each exactly as named
+_FILTERS = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6}]
+
+
+class PackError(UserError):
+    """The archive could not be made."""
+
+
+def pack(folder: Path, python: str) -> Path:
+    """Download and archive the locked versions for CPython `python` (e.g. 3.12), Linux x86-64.
+
+    Takes some minutes. Raises PackError when pip fails or the archive is too large to travel.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / ARCHIVE
+    with tempfile.TemporaryDirectory() as scratch:
+        site = Path(scratch)
+        _download(site, python)
+        with (
+            lzma.open(archive, "wb", filters=_FILTERS) as compressed,
+            tarfile.open(fileobj=compressed, mode="w|") as tar,
+        ):
+            for path in sorted(site.iterdir()):
+                tar.add(path, path.name)
+    mib = archive.stat().st_size / 2**20
+    if mib > MOST_MIB:
+        raise PackError(f"{archive} has {mib:.1f} MiB, more than the {MOST_MIB} that may travel.")
+    print(f"{archive}: {mib:.1f} MiB for Python {python}")
+    return archive
+
+
+def locked_versions() -> list[str]:
+    """name==version of every package that has to travel."""
+    lines = [line for line in LOCK.read_text().splitlines() if not line.startswith("#")]
+    pairs = [line.partition("==") for line in lines if line]
+    return [
+        SMALLER.get(n, n) + equals + version for n, equals, version in pairs if n not in PRESENT
+    ]
+
+
+def _download(site: Path, python: str) -> None:
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    command += ["--only-binary=:all:", "--python-version", python, "--target", str(site)]
+    for tag in _TAGS:
+        command += ["--platform", f"manylinux_{tag}_x86_64"]
+    command += ["--platform", "manylinux2014_x86_64"]
+    done = subprocess.run([*command, *locked_versions()], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise PackError(f"pip failed: {done.stderr.strip()}")
+
+
+def environment_with(archive: Path, site: Path) -> dict[str, str]:
+    """Unpacks into `site`. -> this process's environment in which Python finds what is there."""
+    with tarfile.open(archive, "r:xz") as tar:
+        tar.extractall(site, filter="data")
+    paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

@@ -21,6 +21,7 @@ PRESENT = frozenset(  # wherever torch is: itself, numpy, and what torch require
     {"torch", "numpy", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx"}
     | {"setuptools", "sympy", "typing-extensions"}
 )
+ONLY_FOR_VIEWING = frozenset({"grpcio", "markdown", "tensorboard-data-server", "werkzeug"})
 SMALLER = {"opencv-python": "opencv-python-headless"}  # the same cv2 without its windows
 _TAGS = ("2_28", "2_27", "2_26", "2_24", "2_17", "2_12")  # pip takes each exactly as named
 _FILTERS = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6}]
@@ -56,10 +57,9 @@ def pack(folder: Path, python: str) -> Path:
 def locked_versions() -> list[str]:
     """name==version of every package that has to travel."""
     lines = [line for line in LOCK.read_text().splitlines() if not line.startswith("#")]
-    pairs = [line.partition("==") for line in lines if line]
-    return [
-        SMALLER.get(n, n) + equals + version for n, equals, version in pairs if n not in PRESENT
-    ]
+    versions = dict(line.split("==") for line in lines if line)
+    names = [name for name in versions if name not in PRESENT | ONLY_FOR_VIEWING]
+    return [f"{SMALLER.get(name, name)}=={versions[name]}" for name in names]
 
 
 def _download(site: Path, python: str) -> None:

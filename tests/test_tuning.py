@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from common.command_line import parse
 from common.errors import ConfigError
 from common.metrics import COLUMNS
 from tests.builders import config
-from tuning import probe, trials
+from tuning import gpu_run, packages, probe, trials
 from tuning.results import Game, Run, keep, runs_in, table, thinned
 from tuning.variants import ABLATION, Variant
 
@@ -98,10 +100,10 @@ def test_the_table_has_a_row_per_run_and_the_median_of_each_variant() -> None:
     runs.append(a_run([-21.0] * 5, variant="book"))
     rows = [line.split(" | ") for line in table(runs, minutes=10.0).splitlines()]
     assert rows[0][2] == "10 games > -15" and rows[0][9] == "100 games > 19.5"
-    assert rows[2][2] == "1.0 / 10 k" and rows[2][3] == "-"
-    assert rows[4][9] == "10.0 / 100 k" and rows[4][10] == "+20.0"
+    assert rows[2][2] == "1 / 10 k" and rows[2][3] == "-"
+    assert rows[4][9] == "10 / 100 k" and rows[4][10] == "+20.0"
     assert rows[5][:2] == ["| **pong**", "**median**"]
-    assert rows[5][2:4] == ["1.0 / 10 k", "-"]  # two of three never exceeded 0
+    assert rows[5][2:4] == ["1 / 10 k", "-"]  # two of three never exceeded 0
     assert rows[6][:3] == ["| book", "7", "-"]
 
 
@@ -185,3 +187,69 @@ def test_the_probe_learns_the_rewards_of_random_play(monkeypatch: pytest.MonkeyP
 def test_the_probe_refuses_a_variant_that_needs_other_data() -> None:
     with pytest.raises(ConfigError, match="n_step"):
         probe.require_same_data(config(n_step=3), config(n_step=1), "n=1")
+
+
+class Player:
+    """Stands in for `launch.py eval`."""
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        self.policy = Path(command[command.index("eval") + 1]).read_bytes()
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        return f"scores +21\nmean of {self.policy.decode()}\n", ""
+
+
+def test_a_gpu_session_shares_its_time_survives_a_failure_and_reports_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, granted = [600.0], []
+
+    def play(flags: list[str], run_dir: Path, seconds: float, _: dict[str, str]) -> str:
+        granted.append(seconds)
+        seed = int(flags[flags.index("--seed") + 1])
+        facts = {"reason": "Solved!", "wall_seconds": 60.0, "env_steps_per_second": 20_000.0}
+        facts |= {"updates_per_second": 500.0, "measured_samples_per_insert": 1.6}
+        write_run(run_dir, [20.0] * 100, seed=seed, **facts)
+        (run_dir / "console.log").write_text("what it said")
+        (run_dir / "best.safetensors").write_text(f"seed {seed}")
+        left[0] -= seconds if seed == 1 else 60.0
+        return "exit code 1\nout of memory" if seed == 1 else ""
+
+    monkeypatch.setattr(gpu_run, "train", play)
+    monkeypatch.setattr(subprocess, "Popen", Player)
+    monkeypatch.setattr(gpu_run.Session, "left", property(lambda _: left[0]))
+    session = gpu_run.Session(tmp_path / "out", tmp_path, {}, 600.0)
+    session.run([(gpu_run.GPU, seed) for seed in (0, 1, 2)], games=30)
+    assert granted == [170.0, 225.0, 225.0]  # a third of 510 s, half of 450, all of 225
+    assert left[0] >= gpu_run.EVALUATION_SECONDS
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "--cuda --replay-device cuda" in report
+    assert "| **gpu** | **median** |" in report
+    assert "- gpu/seed-2: mean of seed 2" in report
+    assert "Trouble with gpu/seed-1:\n```\nexit code 1\nout of memory" in report
+    assert (tmp_path / "out" / "gpu" / "seed-1" / "console.log").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_settings_for_a_gpu_and_for_a_trial_without_are_valid() -> None:
+    gpu_run.check([gpu_run.GPU, gpu_run.CPU])
+
+
+def test_what_travels_is_the_locked_versions_without_torch_and_with_a_smaller_opencv() -> None:
+    versions = packages.locked_versions()
+    names = {version.split("==")[0] for version in versions}
+    assert {"gymnasium", "ale-py", "pyzmq", "msgpack", "opencv-python-headless"} <= names
+    assert not names & {"torch", "numpy", "opencv-python"}
+    assert all(version.count("==") == 1 for version in versions)
+
+
+def test_unpacked_packages_are_found_before_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thing.py").write_text("")
+    with tarfile.open(tmp_path / "packages.tar.xz", "w:xz") as tar:
+        tar.add(tmp_path / "thing.py", "thing.py")
+    monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    environment = packages.environment_with(tmp_path / "packages.tar.xz", tmp_path / "site")
+    assert (tmp_path / "site" / "thing.py").exists()
+    assert environment["PYTHONPATH"] == f"{tmp_path / 'site'}{os.pathsep}/elsewhere"

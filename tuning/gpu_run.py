@@ -54,6 +54,7 @@ CPU = Variant("cpu", {"actors": "1", "checkpoint_period_seconds": "0"})
 EVALUATION_SECONDS, EVALUATION_SEED = 90.0, 777
 ENDING_SECONDS = 45.0  # for the last checkpoint of a run
 FEWEST_SECONDS = 10.0  # a run that would get less is left out
+AREA_MINUTES = 2.0
 FACTS = """
 import platform, torch
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
@@ -194,15 +195,15 @@ class Session:
 
     def report(self, planned: list[tuple[Variant, int]]) -> None:
         """OUT/report.md as far as it goes by now."""
-        runs = runs_in(self.out)
-        parts = ["# Pong in one call", self.machine]
-        for variant in dict.fromkeys(variant.name for variant, _ in planned):
-            flags = next(v.flags() for v, _ in planned if v.name == variant)
-            parts.append(f"{variant}: `python launch.py {' '.join(flags)} --seed N`")
-        parts += [table(runs, minutes=2.0)]
-        parts += ["\n".join(self.speeds())]
-        parts += [f"{run}: greedy, {said}" for run, said in self.greedy.items()]
-        parts += [f"{run} failed:\n```\n{why}\n```" for run, why in self.troubles.items()]
+        commands = {
+            variant.name: f"- {variant.name}: `launch.py {' '.join(variant.flags())} --seed N`"
+            for variant, _ in planned
+        }
+        greedy = [f"- {run}: {said}" for run, said in self.greedy.items()]
+        parts = ["# Pong in one call", self.machine, "\n".join(commands.values())]
+        parts += [table(runs_in(self.out), AREA_MINUTES), "\n".join(self.speeds())]
+        parts += ["\n".join(["Greedy games of the best policies:", "", *greedy])]
+        parts += [f"Trouble with {run}:\n```\n{why}\n```" for run, why in self.troubles.items()]
         (self.out / "report.md").write_text("\n\n".join(parts) + "\n")
 
     def speeds(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The program's packages as one archive, for a machine that has torch and reaches no registry.
 
-Wheels of OpenCV alone nearly fill what may travel (58 of 64 MiB without its windows, 71 with).
-Unpacked, and packed again by a stronger method that knows x86 code, all of it takes 49.
+What may travel there is 64 MiB. OpenCV's wheel alone has 71, without its windows 58; with the
+others that would be 75. Unpacked and compressed by a method that knows x86 code, all has 53.
 """
 
 import lzma
@@ -16,7 +16,7 @@ from common.errors import UserError
 
 LOCK = Path(__file__).parent.parent / "requirements.lock"
 ARCHIVE = "packages.tar.xz"
-MOST_MIB = 58  # of the 64 that may travel; the rest is for the code
+MOST_MIB = 58  # the rest of the 64 is for the code
 PRESENT = frozenset(  # wherever torch is: itself, numpy, and what torch requires
     {"torch", "numpy", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx"}
     | {"setuptools", "sympy", "typing-extensions"}

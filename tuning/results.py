@@ -159,7 +159,7 @@ def _measures(run: Run, means: list[tuple[int, float]], minutes: float) -> list[
 def _line(heads: list[str], measures: list[float]) -> str:
     *moments, score, area, updates, env_steps = measures
     cells = [
-        f"{at:.1f} / {steps / 1000:.0f} k" if math.isfinite(at) else "-"
+        f"{at:.3g} / {steps / 1000:.0f} k" if math.isfinite(at) else "-"
         for at, steps in zip(moments[::2], moments[1::2], strict=True)
     ]
     last = [f"{score:+.1f}", f"{area:.3f}", f"{updates:,.0f}", f"{env_steps:,.0f}"]

@@ -26,15 +26,16 @@ from tuning.results import keep, runs_in, table
 from tuning.trials import LAUNCH, check, place, train
 from tuning.variants import Variant
 
-# A proposal: nobody has run it on a GPU yet. On two CPU cores Pong takes some 20,000 updates of 32
-# and 600,000 env steps; in the 40 s that start-up and the last 100 games leave of a minute that
-# would be 500 updates/s, which one CPU thread that launches kernels can just about drive.
+# A proposal: nobody has run it on a GPU yet. Two CPU cores take some 20,000 updates of 32 and
+# 600,000 env steps. A minute leaves 40 s for that: 8 s are start-up, 12 s the last 100 games (120
+# are played at once). Launching the kernels of one update keeps a CPU thread busy for 2 to 4 ms,
+# whatever the batch. So: 250 to 500 updates/s, of larger batches.
 GPU = Variant(
     "gpu",
     {
         "cuda": "true",  # and with it an actor on every core but one
         "replay_device": "cuda",  # no batch crosses the bus
-        # A GPU takes 128 in the time of 32: fewer updates are needed, and each is less noisy.
+        # A GPU takes 128 in the time of 32, and half as many updates may then do.
         "batch_size": "128",
         # 15 actors give some 20,000 env steps/s; 250 updates/s of 128 are 1.6 samples for each.
         # Slower learning than that slows the actors down, so the ratio is kept low.
@@ -120,6 +121,8 @@ class Session:
         self.troubles: dict[str, str] = {}  # by run
         self.greedy: dict[str, str] = {}  # by run, what eval said
         self.out.mkdir(parents=True, exist_ok=True)
+        if any(self.out.iterdir()):
+            raise ConfigError(f"{self.out} is not empty: the report goes into a folder of its own.")
 
     def require_gpu(self, cpu: bool) -> None:
         """Raises ConfigError when there is no working torch, or no GPU where one is asked for."""

@@ -74,8 +74,14 @@ def _download(site: Path, python: str) -> None:
 
 
 def environment_with(archive: Path, site: Path) -> dict[str, str]:
-    """Unpacks into `site`. -> this process's environment in which Python finds what is there."""
-    with tarfile.open(archive, "r:xz") as tar:
-        tar.extractall(site, filter="data")
+    """Unpacks into `site`. -> this process's environment in which Python finds what is there.
+
+    Raises PackError when there is no such archive.
+    """
+    try:
+        with tarfile.open(archive, "r:xz") as tar:
+            tar.extractall(site, filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise PackError(f"{archive} is not what `pack` makes: {error}") from None
     paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

@@ -157,9 +157,13 @@ class Proxy:
         while True:
             try:
                 near, _ = self.server.accept()
-                far = socket.create_connection(self.target)
             except OSError:
                 return
+            try:
+                far = socket.create_connection(self.target)
+            except OSError:
+                near.close()
+                continue
             self._links += [near, far]
             for a, b, stops in ((near, far, [self.hole]), (far, near, [self.hole, self.deaf])):
                 threading.Thread(target=self._pump, args=(a, b, stops), daemon=True).start()

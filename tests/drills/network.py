@@ -103,7 +103,7 @@ def mismatches(folder: Path, long: bool) -> dict[int, str]:
             ({"gamma": 0.5}, 1, "gamma is 0.5"),
             ({}, 2, "protocol version 2, expected 1"),
         ]
-        for other, version, named in cases if long else cases[3:]:
+        for other, version, named in cases if long else cases[4:]:
             settings = type(ours)(**{**vars_of(ours), **other})
             refused_by_name(run_dir, settings, version, named)
         before = learner.taken_of(1)
@@ -118,7 +118,7 @@ def mismatches(folder: Path, long: bool) -> dict[int, str]:
         assert "a return is not finite" in system.text
         assert "it is not restarted" in system.text and "Traceback" not in system.text
     return {
-        12: f"{len(cases if long else cases[3:])} mismatches refused by name, exit code 3; a game "
+        12: f"{len(cases if long else cases[4:])} mismatches refused by name, exit code 3; a game "
         "that rewards NaN and weights that are NaN: the same, not restarted; a stale version is "
         "not taken; the learner went on"
     }

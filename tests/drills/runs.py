@@ -18,7 +18,7 @@ from tests.running import until
 
 def soak(folder: Path, long: bool) -> dict[int, str]:
     """Row 17: an hour of a cheap game; memory, descriptors and threads must not grow."""
-    minutes, warm_up = (60.0, 10.0) if long else (0.3, 0.1)
+    minutes, warm_up = (60.0, 10.0) if long else (0.15, 0.05)
     if long:
         os.nice(10)  # it may share the machine with the other drills
     flags = {"replay_transitions": "5000", "checkpoint_period_seconds": "30"}

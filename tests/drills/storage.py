@@ -1,6 +1,7 @@
 """Disks and checkpoints: crashes while saving, damage, no room."""
 
 import contextlib
+import copy
 import ctypes
 import os
 import random
@@ -55,6 +56,8 @@ def load(folder: Path) -> int:
 
 
 def filled(folder: Path, saves: int) -> Replay:
+    """So many checkpoints, numbered from 1, and the replay that the last one holds."""
+    folder.mkdir()
     replay = empty_replay()
     for number in range(1, saves + 1):
         replay.add(chunk_of(SPEC, 16, 20 * number))
@@ -102,10 +105,10 @@ def crash_everywhere(folder: Path, again: bool) -> int:
 
     -> calls that a save makes.
     """
+    before = filled(folder / f"{again}", 2)
     for call in range(10_000):
-        place = folder / f"{again}-{call}"
-        place.mkdir()
-        replay = filled(place, 2)
+        place = Path(shutil.copytree(folder / f"{again}", folder / f"{again}-{call}"))
+        replay = copy.deepcopy(before)
         if not again:
             replay.add(chunk_of(SPEC, 16, 500))
 
@@ -134,10 +137,10 @@ def saving_crashes(folder: Path, long: bool) -> dict[int, str]:
     """Row 5: a crash at every single step of saving, and kills at random moments of it."""
     steps = sum(crash_everywhere(folder, again) for again in (False, True))
     kills, choose = (100 if long else 20), chooser(5)
+    first = filled(folder / "first", 1)
     for turn in range(kills):
-        place = folder / f"kill-{turn}"
-        place.mkdir()
-        replay = filled(place, 1)
+        place = Path(shutil.copytree(folder / "first", folder / f"kill-{turn}"))
+        replay = copy.deepcopy(first)
 
         def many(place: Path = place, replay: Replay = replay) -> None:
             for number in range(2, 10_000):
@@ -193,7 +196,6 @@ def checkpoints_rot(folder: Path, long: bool) -> dict[int, str]:
     """Row 6: random damage to a checkpoint, then to all of them."""
     times, choose = (1_000 if long else 150), chooser(6)
     good = folder / "good"
-    good.mkdir()
     filled(good, 3)
     kinds: dict[str, int] = {}
     for turn in range(times):

@@ -1,0 +1,224 @@
+"""Rows 1 to 4: the emulator, the wrapped game, whole actor processes."""
+
+import functools
+import itertools
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+
+from actors.env import SKIP, open_env
+from actors.game import make_game
+from actors.player import Player
+from actors.policy import epsilon_greedy
+from benchmarks.measure import (
+    AHEAD,
+    ENV_STEPS,
+    Form,
+    Goal,
+    NotMeasured,
+    Row,
+    Side,
+    Step,
+    alternate,
+    steadily,
+)
+from benchmarks.peers.environment import Peers
+from benchmarks.worker import Worker
+from common.config import FRAME_SHAPE, STACK, Config
+from common.network import network_for
+from common.presets import make_config
+
+GAME = "PongNoFrameskip-v4"
+CALLS = 64  # of step() between two looks at the clock
+GAMES_TRIED = (1, 2, 4, 8, 16)  # per actor
+RAW = "raw `ale.act`"
+
+
+def greedy(games: int, **overrides: object) -> Config:
+    """The preset `pong`, always playing what its network prefers."""
+    always = {"epsilon_start": 0.0, "epsilon_final": 0.0}
+    return make_config("pong", n_actions=6, envs_per_actor=games, **always, **overrides)
+
+
+# -- sides ----------------------------------------------------------------------------------------
+
+
+def emulation_sides() -> dict[str, Side]:
+    """One game, wrapped and raw, played by the same actions."""
+    chosen = np.random.default_rng(0).integers(6, size=1 << 14).tolist()
+    return {
+        "wrapped": steadily(wrapped(itertools.cycle(chosen))),
+        "raw": steadily(raw(itertools.cycle(chosen))),
+    }
+
+
+def wrapped(actions: "itertools.cycle[int]") -> Step:
+    """What actors step, and the stack of four that they keep of it."""
+    game = make_game(GAME)
+    stack = np.zeros((STACK, *FRAME_SHAPE), np.uint8)
+    stack[-1] = game.reset(seed=0)
+
+    def play() -> int:
+        for action in itertools.islice(actions, CALLS):
+            step = game.step(action)
+            if step.game_over:
+                stack[:] = 0
+                stack[-1] = game.reset()
+            else:
+                stack[:-1] = stack[1:]
+                stack[-1] = step.frame
+        return CALLS
+
+    return play
+
+
+def raw(actions: "itertools.cycle[int]") -> Step:
+    """The emulator alone: its frames, counted as env steps, and no look at any of them."""
+    bare = open_env(GAME).unwrapped
+    ale, codes = bare.ale, bare._action_set  # type: ignore[attr-defined]
+    bare.reset(seed=0)
+
+    def play() -> float:
+        frames = 0
+        for action in itertools.islice(actions, CALLS):
+            code = codes[action]
+            for _ in range(SKIP):
+                ale.act(code)
+                frames += 1
+                if ale.game_over():
+                    ale.reset_game()
+                    break
+        return frames / SKIP
+
+    return play
+
+
+def inference_sides(games: int) -> dict[str, Side]:
+    """Greedy actions for a batch of `games` observations, in env steps."""
+    torch.set_num_threads(1)
+    network, rng = network_for(greedy(games)).eval(), np.random.default_rng(0)
+    obs = rng.integers(256, size=(games, STACK, *FRAME_SHAPE), dtype=np.uint8)
+
+    def infer() -> int:
+        epsilon_greedy(network, obs, 0.0, rng)
+        return games
+
+    return {"infer": steadily(infer)}
+
+
+def unconnected_sides(games: int) -> dict[str, Side]:
+    """An actor that keeps its chunks to itself."""
+    torch.set_num_threads(1)
+    player = Player(greedy(games), [0])
+
+    def play() -> int:
+        player.step(0.0)
+        return games
+
+    return {"play": steadily(play)}
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def emulation(form: Form, peers: Peers) -> list[Row]:
+    """Row 1: one wrapped game against the bare emulator."""
+    with Worker("benchmarks.acting:emulation_sides") as games:
+        seen = alternate(games.sides, form.rounds, form.seconds)
+    what = "one wrapped Pong game, one thread"
+    return [Row(1, what, ENV_STEPS, RAW, Goal(0.85), seen["wrapped"], seen["raw"])]
+
+
+def other_games(form: Form, peers: Peers) -> list[Row]:
+    """Row 2: one wrapped game against those of others."""
+    others: dict[str, tuple[str, dict[str, int]]] = {
+        "gymnasium's AtariPreprocessing + FrameStackObservation": ("gymnasium_wrappers", {}),
+        "ale-py AtariVectorEnv, 1 game": ("ale_vector", {"games": 1}),
+        "ale-py AtariVectorEnv, 4 games": ("ale_vector", {"games": 4}),
+        "ale-py AtariVectorEnv, 8 games": ("ale_vector", {"games": 8}),
+        "EnvPool, 1 game": ("envpool_vector", {"games": 1}),
+        "EnvPool, 8 games": ("envpool_vector", {"games": 8}),
+    }
+    sides: dict[str, Side] = {}
+    missing: dict[str, str] = {}
+    with ExitStack() as stack:
+        ours = stack.enter_context(Worker("benchmarks.acting:emulation_sides"))
+        for name, (maker, options) in others.items():
+            try:
+                maker = f"benchmarks.peers.games:{maker}"
+                peer = stack.enter_context(Worker(maker, python=peers.python, **options))
+                sides[name] = peer.sides["play"]
+            except NotMeasured as why:
+                missing[name] = str(why)
+        seen = alternate({"ours": ours.sides["wrapped"], **sides}, form.rounds, form.seconds)
+    what, unit = "one wrapped Pong game, one thread", ENV_STEPS
+    return [
+        Row(2, what, unit, name, AHEAD, note=missing[name])
+        if name in missing
+        else Row(2, what, unit, name, AHEAD, seen["ours"], seen[name])
+        for name in others
+    ]
+
+
+def connected(games: int, actors: int = 1) -> Worker:
+    """Real actor processes, and a learner's endpoint and replay in a process of their own."""
+    return Worker("benchmarks.transport:connected_sides", actors=actors, games=games)
+
+
+@functools.cache
+def best_games(seconds: float) -> int:
+    """Games per actor at which a connected actor is fastest, each number tried once."""
+    rates: dict[int, float] = {}
+    for games in GAMES_TRIED:
+        with connected(games) as actor:
+            rates[games] = actor.sides["arrive"](seconds)
+    return max(rates, key=lambda games: rates[games])
+
+
+def whole_actor(form: Form, peers: Peers) -> list[Row]:
+    """Row 3: an actor process against its two unavoidable parts, one after the other."""
+    games = best_games(form.seconds)
+    with ExitStack() as stack:
+        workers = {
+            "actor": connected(games),
+            "game": Worker("benchmarks.acting:emulation_sides"),
+            "inference": Worker("benchmarks.acting:inference_sides", games=games),
+        }
+        for worker in workers.values():
+            stack.enter_context(worker)
+        sides = {
+            "actor": workers["actor"].sides["arrive"],
+            "game": workers["game"].sides["wrapped"],
+            "inference": workers["inference"].sides["infer"],
+        }
+        seen = alternate(sides, form.rounds, form.seconds)
+    pairs = zip(seen["game"], seen["inference"], strict=True)
+    limits = [1 / (1 / game + 1 / inference) for game, inference in pairs]
+    return [
+        Row(
+            3,
+            f"a whole actor process, {games} games",
+            ENV_STEPS,
+            "one game and batched inference, nothing else",
+            Goal(0.92),
+            seen["actor"],
+            limits,
+            note=f"best of {', '.join(map(str, GAMES_TRIED))} games",
+        )
+    ]
+
+
+def plain_actor(form: Form, peers: Peers) -> list[Row]:
+    """Row 4: an actor process against the one that anybody writes first."""
+    games = best_games(form.seconds)
+    what, unit = f"a whole actor process, {games} games", ENV_STEPS
+    against, goal = "gymnasium's wrappers, one game, batch 1, not connected", Goal(2.0)
+    try:
+        plain = Worker("benchmarks.peers.plain:actor_sides", python=peers.python)
+    except NotMeasured as why:
+        return [Row(4, what, unit, against, goal, note=str(why))]
+    with plain, connected(games) as actor:
+        sides = {"ours": actor.sides["arrive"], "plain": plain.sides["play"]}
+        seen = alternate(sides, form.rounds, form.seconds)
+    return [Row(4, what, unit, against, goal, seen["ours"], seen["plain"])]

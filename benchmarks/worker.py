@@ -1,0 +1,113 @@
+"""A process that measures sides when asked, and sleeps in between.
+
+`python -m benchmarks.worker MODULE:FUNCTION '{"option": 1}'` calls the function once; it returns
+the sides by name. Their names are the first line on standard output; then every line
+`go SECONDS NAME` on standard input is answered by that side's figure, in JSON. End of input ends
+it. So any two sides can take turns, each in the environment and with the threads that it needs.
+"""
+
+import importlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks.measure import NotMeasured, Side
+
+ROOT = Path(__file__).parent.parent
+PATIENCE_SECONDS = 300.0  # for imports, compilation and a busy machine, on top of what is asked
+
+
+class Worker:
+    """The process, and its sides as functions of this one.
+
+    maker: `module:function`; python: whose environment; environment: variables to add, the number
+    of OpenMP threads for example. Raises NotMeasured where it dies, with the last it said.
+    """
+
+    def __init__(
+        self,
+        maker: str,
+        *,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by __exit__
+        self._process = subprocess.Popen(
+            [python, "-m", "benchmarks.worker", maker, json.dumps(options)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        try:
+            names = self.answer(0.0)
+        except NotMeasured:
+            self.__exit__()
+            raise
+        self.sides: dict[str, Side] = {name: partial(self._measure, name) for name in names}
+
+    def begin(self, name: str, seconds: float) -> None:
+        """Ask, and come back for the `answer` later."""
+        assert self._process.stdin
+        self._process.stdin.write(f"go {seconds} {name}\n")
+        self._process.stdin.flush()
+
+    def answer(self, seconds: float) -> Any:
+        assert self._process.stdout
+        if select.select([self._process.stdout], [], [], seconds + PATIENCE_SECONDS)[0]:
+            if line := self._process.stdout.readline():
+                return json.loads(line)
+            raise NotMeasured(self._last_words())
+        self._process.kill()
+        raise NotMeasured(f"no answer in {seconds + PATIENCE_SECONDS:.0f} s")
+
+    def _measure(self, name: str, seconds: float) -> Any:
+        self.begin(name, seconds)
+        return self.answer(seconds)
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        return lines[-1] if lines else "its process ended without a word"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()
+
+
+def serve(maker: str, options: str) -> None:
+    """The worker's own side. Whatever libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    module, _, function = maker.partition(":")
+    sides: dict[str, Side] = getattr(importlib.import_module(module), function)(
+        **json.loads(options)
+    )
+    print(json.dumps(list(sides)), file=answers)
+    for line in sys.stdin:
+        _, seconds, name = line.rstrip("\n").split(" ", 2)
+        print(json.dumps(sides[name](float(seconds))), file=answers)
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])

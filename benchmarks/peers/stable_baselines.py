@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+import ale_py
+import gymnasium
 import numpy as np
 from stable_baselines3 import DQN
 from stable_baselines3.common.env_util import make_atari_env
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 
 from benchmarks.measure import ENV_STEPS, UPDATES, Side, growth, steadily
 from benchmarks.peers.plain import plain_network
+
+gymnasium.register_envs(ale_py)
 
 
 class Features(nn.Module):

@@ -1,0 +1,205 @@
+"""Rows 7 and 8: updates, replay included, against the bare computation and against peers."""
+
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from benchmarks.experience import played
+from benchmarks.measure import (
+    UPDATES,
+    Form,
+    Goal,
+    NotMeasured,
+    Row,
+    Side,
+    Step,
+    alternate,
+    fastest,
+    steadily,
+)
+from benchmarks.peers.environment import Peers
+from benchmarks.peers.plain import PlainLearner
+from benchmarks.worker import Worker
+from common.config import Config
+from common.machine import cores
+from common.network import network_for
+from common.presets import make_config
+from launch import learner_environment
+from learner.dqn import td_loss
+from learner.learner import Learner
+from learner.replay import TransitionBatch
+
+HELD_TRANSITIONS = 20_000  # in replay, of real Pong
+
+
+# -- sides ----------------------------------------------------------------------------------------
+
+
+def learner_sides(batch: int, network: str, threads: int, compiled: bool) -> dict[str, Side]:
+    """Updates/s of the learner with and without its replay, and of the bare computation.
+
+    compiled: measure compiled forms of the computation too.
+    """
+    config = learning(batch, network, threads)
+    learner = filled_learner(config)
+    preloaded, _ = learner.replay.sample(batch)
+
+    def update() -> int:
+        learner.update()
+        return 1
+
+    def compute() -> int:
+        learner.trainer.update(preloaded)
+        return 1
+
+    steps = {"learner": update, "trainer": compute, "plain": plain(preloaded, network)}
+    for channels_last in (False, True):
+        layout = "NHWC" if channels_last else "NCHW"
+        steps[f"eager {layout}"] = bare(config, preloaded, channels_last, False)
+        if compiled:
+            steps[f"compiled {layout}"] = bare(config, preloaded, channels_last, True)
+    return {name: steadily(step) for name, step in steps.items()}
+
+
+def learning(batch: int, network: str, threads: int) -> Config:
+    """The preset `pong` with another batch, network or number of threads."""
+    return make_config(
+        "pong",
+        n_actions=6,
+        frames_per_env_step=4,
+        actors=1,
+        batch_size=batch,
+        network=network,
+        learner_threads=threads,
+    )
+
+
+def filled_learner(config: Config) -> Learner:
+    """The learner of a run, with replay of real games."""
+    with tempfile.TemporaryDirectory(prefix="volley-bench-") as folder:
+        learner = Learner(config, Path(folder), resume=False, started=time.monotonic())
+        chunks = played(config, 4_000)
+        while learner.inserted < HELD_TRANSITIONS:
+            for chunk in chunks:
+                learner.replay.add(chunk)
+                learner.inserted += len(chunk)
+    return learner
+
+
+def bare(config: Config, batch: TransitionBatch, channels_last: bool, compiled: bool) -> Step:
+    """Forward, backward, target forward and optimizer on one batch, and nothing else."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    online, target = (
+        network_for(config).to(memory_format=layout)  # type: ignore[call-overload]
+        for _ in range(2)
+    )
+    obs, next_obs = (x.to(memory_format=layout, copy=True) for x in (batch.obs, batch.next_obs))
+    batch = TransitionBatch(
+        obs, batch.action, batch.n_step_return, batch.discount, next_obs, batch.weight
+    )
+    optimizer = torch.optim.Adam(online.parameters(), lr=1e-4, fused=True)
+    loss_of = torch.compile(td_loss) if compiled else td_loss
+
+    def step() -> int:
+        loss, _, _ = loss_of(online, target, batch, config.double, config.loss)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return 1
+
+    return step
+
+
+def plain(batch: TransitionBatch, network: str) -> Step:
+    """The straightforward eager form."""
+    learner = PlainLearner(network)
+    columns = batch.obs, batch.action, batch.n_step_return, batch.discount, batch.next_obs
+
+    def step() -> int:
+        learner.update(*columns)
+        return 1
+
+    return step
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def cases(form: Form) -> list[tuple[int, int]]:
+    """(batch, threads)."""
+    if not form.full:
+        return [(32, 1)]
+    return [(batch, threads) for batch in (32, 128) for threads in (1, 2) if threads <= cores()]
+
+
+def learner_worker(batch: int, network: str, threads: int, compiled: bool) -> Worker:
+    """With the environment that `launch.py` gives its learner."""
+    return Worker(
+        "benchmarks.learning:learner_sides",
+        environment=learner_environment(learning(batch, network, threads)),
+        batch=batch,
+        network=network,
+        threads=threads,
+        compiled=compiled,
+    )
+
+
+def updates(form: Form, peers: Peers) -> list[Row]:
+    """Row 7: updates with replay against the bare computation, and that against the plain form."""
+    rows, network = [], Config().network
+    for batch, threads in cases(form):
+        with learner_worker(batch, network, threads, compiled=form.full) as worker:
+            sides = dict(worker.sides)
+            ours = {name: sides.pop(name) for name in ("learner", "trainer", "plain")}
+            best = fastest(sides, form.seconds)
+            seen = alternate({**ours, "bare": sides[best]}, form.rounds, form.seconds)
+        case = f"batch {batch}, {threads} thread(s)"
+        bare, replayed = f"bare computation ({best})", f"updates with replay, {case}"
+        rows += [
+            Row(7, replayed, UPDATES, bare, Goal(0.95), seen["learner"], seen["bare"]),
+            Row(
+                7,
+                f"update of a preloaded batch, {case}",
+                UPDATES,
+                "straightforward eager form",
+                Goal(1.25),
+                seen["trainer"],
+                seen["plain"],
+            ),
+        ]
+    return rows
+
+
+def peers_updates(form: Form, peers: Peers) -> list[Row]:
+    """Row 8: updates with replay against the gradient steps of others, all with the same network."""
+    rows, network, goal = [], "nature", Goal(1.5)
+    others = {
+        "Stable-Baselines3 DQN `train()`": "benchmarks.peers.stable_baselines:learner_sides",
+        "CleanRL-style DQN": "benchmarks.peers.plain:learner_sides",
+    }
+    for batch, threads in cases(form):
+        what = f"updates with replay, {network}, batch {batch}, {threads} thread(s)"
+        environment = {"OMP_NUM_THREADS": str(threads)}
+        sides: dict[str, Side] = {}
+        with ExitStack() as stack:
+            ours = stack.enter_context(learner_worker(batch, network, threads, compiled=False))
+            for name, maker in others.items():
+                try:
+                    peer = Worker(
+                        maker,
+                        python=peers.python,
+                        environment=environment,
+                        network=network,
+                        batch=batch,
+                    )
+                except NotMeasured as why:
+                    rows.append(Row(8, what, UPDATES, name, goal, note=str(why)))
+                    continue
+                sides[name] = stack.enter_context(peer).sides["update"]
+            together = {"ours": ours.sides["learner"], **sides}
+            seen = alternate(together, form.rounds, form.seconds)
+        rows += [Row(8, what, UPDATES, name, goal, seen["ours"], seen[name]) for name in sides]
+    return rows

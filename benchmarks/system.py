@@ -1,0 +1,225 @@
+"""Rows 9, 12 and 13: the whole program, run as a user runs it."""
+
+import csv
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self, TypeVar
+
+from benchmarks import noted
+from benchmarks.measure import (
+    ENV_STEPS,
+    UPDATES,
+    Form,
+    Goal,
+    NotMeasured,
+    Row,
+    Side,
+    alternate,
+)
+from benchmarks.peers.environment import Peers
+from benchmarks.worker import ROOT, Worker
+from common.config import Config
+from common.machine import cores
+
+Answer = TypeVar("Answer")
+START_SECONDS = 120.0  # on a busy machine
+SMALL_REPLAY = ("--replay-transitions", "20000", "--learning-starts-transitions", "1000")
+MOSTLY_GREEDY = ("--epsilon-start", "0.05", "--epsilon-final", "0.05")
+
+
+class Run:
+    """`launch.py FLAGS` in a folder of its own, from its command to its end.
+
+    door: the words that start the program. began: the moment of the command, monotonic ns.
+    """
+
+    def __init__(self, *flags: str, door: tuple[str, ...] = ("launch.py",)) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="volley-bench-")
+        self.run_dir = Path(self._folder.name) / "run"
+        common = ("--run-dir", str(self.run_dir), "--checkpoint-period-seconds", "0")
+        self.began = time.monotonic_ns()
+        self._process = subprocess.Popen(
+            [sys.executable, *door, *common, "--log-period-seconds", "1", *flags],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.send_signal(signal.SIGINT)  # saves what it has, which is little
+        try:
+            self._process.wait(60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # its children die with it
+            self._process.wait()
+        self._folder.cleanup()
+
+    def until(self, what: Callable[[], Answer], seconds: float = START_SECONDS) -> Answer:
+        """The first truthy answer. Raises NotMeasured when there is none in time."""
+        deadline = time.monotonic() + seconds
+        while not (answer := what()):
+            if self._process.poll() is not None:
+                raise NotMeasured(f"the run ended with exit code {self._process.returncode}")
+            if time.monotonic() > deadline:
+                raise NotMeasured(f"the run was not that far after {seconds:.0f} s")
+            time.sleep(0.05)
+        return answer
+
+    def periods(self) -> list[dict[str, float]]:
+        """Rows of metrics.csv, one a second: wall_seconds, env_steps, updates."""
+        path = self.run_dir / "metrics.csv"
+        text = path.read_text() if path.exists() else ""
+        rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        names = ("wall_seconds", "env_steps", "updates")
+        return [{n: float(row[n]) for n in names} for row in rows if row["kind"] == "period"]
+
+    def notes(self) -> list[noted.Notes]:
+        return noted.read(self.run_dir)
+
+
+# -- row 9 ----------------------------------------------------------------------------------------
+
+
+def ours(network: str) -> Side:
+    """Env steps/s and updates/s of a run that is learning; each call is a run of its own."""
+
+    def measure(seconds: float) -> dict[str, float]:
+        with Run("--network", network, *SMALL_REPLAY, *MOSTLY_GREEDY) as run:
+            run.until(lambda: [row for row in run.periods() if row["updates"] > 20])
+            time.sleep(seconds + 1)
+            learning = [row for row in run.periods() if row["updates"] > 20]
+        first, last = learning[0], learning[-1]
+        elapsed = last["wall_seconds"] - first["wall_seconds"]
+        return {
+            ENV_STEPS: (last["env_steps"] - first["env_steps"]) / elapsed,
+            UPDATES: (last["updates"] - first["updates"]) / elapsed,
+        }
+
+    return measure
+
+
+def learning(form: Form, peers: Peers) -> list[Row]:
+    """Row 9: the whole system against others that train as often per env step."""
+    preset, goal, rows = Config(), Goal(2.5), []
+    others = {
+        "Stable-Baselines3 DQN": "benchmarks.peers.stable_baselines:system_sides",
+        "CleanRL-style DQN": "benchmarks.peers.plain:system_sides",
+    }
+    settings = {"batch": preset.batch_size, "samples_per_insert": preset.samples_per_insert}
+    for network in (preset.network, "nature") if form.full else (preset.network,):
+        what = f"whole system, {settings['samples_per_insert']} samples per insert, {network}"
+        sides = {"ours": ours(network)}
+        with ExitStack() as stack:
+            for name, maker in others.items():
+                try:
+                    peer = Worker(
+                        maker,
+                        python=peers.python,
+                        environment={"OMP_NUM_THREADS": str(cores())},
+                        network=network,
+                        **settings,
+                    )
+                except NotMeasured as why:
+                    rows.append(Row(9, what, ENV_STEPS, name, goal, note=str(why)))
+                    continue
+                sides[name] = stack.enter_context(peer).sides["learn"]
+            rounds, seconds = (5, 60.0) if form.full else (1, 20 * form.seconds)
+            seen = alternate(sides, rounds, seconds)
+        for name in sides.keys() - {"ours"}:
+            for unit in (ENV_STEPS, UPDATES):
+                figures, references = ([f[unit] for f in seen[n]] for n in ("ours", name))
+                rows.append(Row(9, what, unit, name, goal, figures, references))
+    return rows
+
+
+# -- row 12 ---------------------------------------------------------------------------------------
+
+
+def weights_in_use(form: Form, peers: Peers) -> list[Row]:
+    """Row 12: from the end of an update to actions by it in every one of 8 actors."""
+    actors = 8
+    delays, allowed = [], []
+    for _ in range(5 if form.full else 1):
+        with Run("--actors", str(actors), *SMALL_REPLAY, door=("-m", "benchmarks.noted")) as run:
+            run.until(lambda: len(players(run)) == actors and published(run))
+            time.sleep(60 if form.full else 20 * form.seconds)
+            delay, chunk_seconds = lag(run)
+        delays.append(delay)
+        allowed.append(chunk_seconds + 0.05)
+    what = f"weights in use by all of {actors} actors on {cores()} cores, median over versions"
+    against = "one chunk's time + 50 ms"
+    return [Row(12, what, "s", against, Goal(1.0, at_most=True), delays, allowed)]
+
+
+def published(run: Run) -> dict[int, int]:
+    """When the update behind each version ended, in ns."""
+    return dict(moment for notes in run.notes() for moment in notes["published"])
+
+
+def players(run: Run) -> list[noted.Notes]:
+    """Of actors that have played."""
+    return [notes for notes in run.notes() if notes["played"]]
+
+
+def lag(run: Run) -> tuple[float, float]:
+    """-> median over the versions of the time to the last actor's first action, a chunk's time."""
+    actors = players(run)
+    since = max(notes["played"][0][1] for notes in actors)  # when the last of them had begun
+    lags = []
+    for version, updated in published(run).items():
+        first = [
+            min((at for played, at in notes["played"] if played >= version), default=None)
+            for notes in actors
+        ]
+        if updated > since and None not in first:
+            lags.append((max(at for at in first if at) - updated) / 1e9)
+    if not lags:
+        raise NotMeasured("no version reached every actor in that time")
+    rates = [steps_per_second(notes["step"]) for notes in actors]
+    return statistics.median(lags), Config().chunk_transitions / statistics.median(rates)
+
+
+def steps_per_second(notes: list[tuple[int, int]]) -> float:
+    (first, began), (last, ended) = notes[0], notes[-1]
+    return (last - first) / max((ended - began) / 1e9, 1e-9)
+
+
+# -- row 13 ---------------------------------------------------------------------------------------
+
+
+def start(form: Form, peers: Peers) -> list[Row]:
+    """Row 13: from the command to the first env step and the first update.
+
+    Warm-up is left out by learning from the first full batch on (--learning-starts-transitions).
+    """
+    batch = str(Config().batch_size)
+
+    def ours(_: float) -> dict[str, float]:
+        with Run("--learning-starts-transitions", batch, door=("-m", "benchmarks.noted")) as run:
+            run.until(lambda: any(notes["update"] for notes in run.notes()))
+            notes = run.notes()
+        first = {what: min(at for n in notes for _, at in n[what]) for what in ("step", "update")}
+        return {what: (moment - run.began) / 1e9 for what, moment in first.items()}
+
+    def torch(_: float) -> float:
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        return time.monotonic() - began
+
+    seen = alternate({"ours": ours, "torch": torch}, form.rounds, 0.0)
+    what = {"step": "from command to first env step", "update": "from command to first update"}
+    against, goal = '`python -c "import torch"`', Goal(1.5, at_most=True)
+    return [
+        Row(13, what[name], "s", against, goal, [f[name] for f in seen["ours"]], seen["torch"])
+        for name in what
+    ]

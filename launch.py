@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The one door: `launch.py [train] ...`, `eval`, `keys`, and the child processes' own verbs.
+"""The one door: `launch.py [train] ...`, `eval`, `bench`, `keys`, and the child processes' verbs.
 
 This process starts and watches the others and imports neither torch nor zmq for that; with
 `--actors 0` it is the whole system in lock-step.
@@ -37,7 +37,7 @@ from common.run_folder import (  # noqa: E402
 from common.supervisor import ChildSpec, Supervisor  # noqa: E402
 
 INTERRUPTED, USER_ERRORS = 130, (2, 3, 4, 5)
-VERBS = ("train", "eval", "keys")
+VERBS = ("train", "eval", "bench", "keys")
 INTERNAL_VERBS = ("learner", "actor")  # the child processes of `train`
 LIBRARIES = frozenset(
     {"torch", "gymnasium", "ale_py", "cv2", "numpy", "zmq", "msgpack"} | {"psutil", "safetensors"}
@@ -56,9 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         if verb not in VERBS + INTERNAL_VERBS:
             known = ", ".join(VERBS)
             raise ConfigError(f"Unknown verb {verb!r}{did_you_mean(verb, VERBS)}; known: {known}.")
-        return {"train": train, "eval": evaluate, "keys": keys, "learner": learner, "actor": actor}[
-            verb
-        ](words)
+        verbs = {"train": train, "eval": evaluate, "bench": bench, "keys": keys}
+        return {**verbs, "learner": learner, "actor": actor}[verb](words)
     except UserError as error:
         say(f"volley: {error}", error=True)
         return error.exit_code
@@ -243,6 +242,13 @@ def evaluate(words: list[str]) -> int:
     mean = sum(scores) / len(scores)
     print(f"mean {mean:+.2f} over {len(scores)} greedy games, seed {given.seed}")
     return 0
+
+
+def bench(words: list[str]) -> int:
+    """bench [ROW ...]: how fast Volley is on this machine."""
+    from benchmarks.__main__ import main
+
+    return main(words)
 
 
 def keys(words: list[str]) -> int:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ def emulation(form: Form, peers: Peers) -> list[Row]:
 
 def other_games(form: Form, peers: Peers) -> list[Row]:
     """Row 2: one wrapped game against those of others."""
-    others: dict[str, tuple[str, dict[str, int]]] = {
+    others: dict[str, tuple[str, dict[str, Any]]] = {
         "gymnasium's AtariPreprocessing + FrameStackObservation": ("gymnasium_wrappers", {}),
         "ale-py AtariVectorEnv, 1 game": ("ale_vector", {"games": 1}),
         "ale-py AtariVectorEnv, 4 games": ("ale_vector", {"games": 4}),

@@ -106,7 +106,7 @@ def bare(config: Config, batch: TransitionBatch, channels_last: bool, compiled: 
     def step() -> int:
         loss, _, _ = loss_of(online, target, batch, config.double, config.loss)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return 1
 
@@ -174,7 +174,7 @@ def updates(form: Form, peers: Peers) -> list[Row]:
 
 
 def peers_updates(form: Form, peers: Peers) -> list[Row]:
-    """Row 8: updates with replay against the gradient steps of others, all with the same network."""
+    """Row 8: updates with replay against the gradient steps of others, on equal networks."""
     rows, network, goal = [], "nature", Goal(1.5)
     others = {
         "Stable-Baselines3 DQN `train()`": "benchmarks.peers.stable_baselines:learner_sides",

@@ -145,20 +145,20 @@ class Row:
     @property
     def met(self) -> str:
         if self.goal is None or not self.figures:
-            return "–"
+            return "-"
         return "yes" if self.goal.met(statistics.median(self.ratios)) else "no"
 
     def cells(self) -> list[str]:
         """As the table shows it; medians, and the ratios' least and most."""
-        goal = "–" if self.goal is None else str(self.goal)
+        goal = "-" if self.goal is None else str(self.goal)
         what, against = self.what, self.against
         if self.note:
             what += f" ({self.note})"
         if not self.figures:
-            return [str(self.number), what, "not measured", against, "–", goal, "–"]
+            return [str(self.number), what, "not measured", against, "-", goal, "-"]
         ratio = f"{statistics.median(self.ratios):.2f}"
         if len(self.ratios) > 1:
-            ratio += f" ({min(self.ratios):.2f}–{max(self.ratios):.2f})"
+            ratio += f" ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
         measured = f"{shown(statistics.median(self.figures))} {self.unit}"
         against += f": {shown(statistics.median(self.references))}"
         return [str(self.number), what, measured, against, ratio, goal, self.met]

@@ -78,11 +78,11 @@ def note_actor(book: Notebook) -> None:
                 book.note("played", self.weights_version)
             return chunks
 
-    actor.Player = NotingPlayer  # type: ignore[misc]
+    actor.Player = NotingPlayer  # type: ignore[misc, attr-defined]
 
 
 def main(words: list[str]) -> int:
-    launch.command = lambda child: [sys.executable, "-m", "benchmarks.noted", *child]
+    launch.command = lambda words: [sys.executable, "-m", "benchmarks.noted", *words]
     if words[0] == "learner":
         note_learner(Notebook(Path(words[1])))
     elif words[0] == "actor":

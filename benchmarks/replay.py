@@ -75,9 +75,7 @@ def sampling_sides(real_chunks: int) -> dict[str, Side]:
     torch.set_num_threads(1)
     config = million()
     rng = np.random.default_rng(0)
-    prioritized = PrioritizedSampler(
-        TRANSITIONS, config.priority_alpha, config.priority_beta, rng
-    )
+    prioritized = PrioritizedSampler(TRANSITIONS, config.priority_alpha, config.priority_beta, rng)
     replay = Replay(config, prioritized)
     fill(replay, chunk_of(Spec.of(config), config.chunk_transitions), real_chunks)
     replay.sampler.update(np.arange(TRANSITIONS), rng.exponential(size=TRANSITIONS))

@@ -142,8 +142,7 @@ def sender_sides(folder: str) -> dict[str, Side]:
     address = endpoint(config, Path(folder))
     full = [c for c in played(config, 2_000) if len(c) == spec.chunk_transitions]
     pool = ThreadPoolExecutor(SENDERS)
-    patience = {"silent_seconds": PAUSE_SECONDS, "reconnect_seconds": PAUSE_SECONDS}
-    senders = [PreparedSender(config, address, i, size, **patience) for i in range(SENDERS)]
+    senders = [PreparedSender(config, address, i, size) for i in range(SENDERS)]
     list(pool.map(PreparedSender.handshake, senders))
 
     def prepare(_: float) -> None:
@@ -159,18 +158,27 @@ def sender_sides(folder: str) -> dict[str, Side]:
 class PreparedSender(ActorEndpoint):
     """An actor's endpoint whose chunks are encoded before their time."""
 
-    ready: list[bytes]
+    def __init__(self, config: Config, address: str, actor_id: int, weights_size: int) -> None:
+        super().__init__(
+            config,
+            address,
+            actor_id,
+            weights_size,
+            silent_seconds=PAUSE_SECONDS,
+            reconnect_seconds=PAUSE_SECONDS,
+        )
+        self._ready: list[bytes] = []
 
     def prepare(self, chunks: list[Chunk]) -> None:
         seqs = itertools.count(self._seq + 1)
-        self.ready = [
+        self._ready = [
             messages.encode_chunk(self.session, seq, chunk)
             for seq, chunk in zip(seqs, chunks, strict=False)
         ]
 
     def send_prepared(self) -> None:
         """All of it, until it is acknowledged."""
-        for message in self.ready:
+        for message in self._ready:
             self._seq += 1
             self._window.append((self._seq, message))
             self._receive(0)
@@ -194,7 +202,7 @@ def arriving(form: Form, peers: Peers) -> list[Row]:
             seen = alternate(sides, form.rounds, form.seconds)
         references = [actors * figure for figure in seen["alone"]]
         what = f"arriving in the replay, {actors} actor(s) of {games} games"
-        against = f"{actors} × one actor not connected"
+        against = f"{actors} times one actor not connected"
         rows.append(Row(5, what, ENV_STEPS, against, Goal(0.97), seen["connected"], references))
     return rows
 

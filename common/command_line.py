@@ -63,8 +63,8 @@ def flag_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="launch.py",
         description="`launch.py [train] FLAGS` trains; `launch.py eval RUN` plays a policy; "
-        "`launch.py keys FOLDER` makes keys for --bind. Defaults are the preset's; `pong` solves "
-        "Pong soonest.",
+        "`launch.py bench` measures; `launch.py keys FOLDER` makes keys for --bind. Defaults are "
+        "the preset's; `pong` solves Pong soonest.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )

@@ -38,7 +38,8 @@ class Peers:
         print(f"Installing the peers into {self.folder} (once, some minutes) ...", file=sys.stderr)
         try:
             venv.create(self.folder, with_pip=True)
-            if all([install(str(python), requirement) for requirement in wanted.split()]):
+            failed = [one for one in wanted.split() if not install(str(python), one)]
+            if not failed:
                 installed.write_text(wanted)
         except (OSError, subprocess.CalledProcessError) as error:
             raise NotMeasured(f"no environment for the peers in {self.folder}: {error}") from None

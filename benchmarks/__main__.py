@@ -1,0 +1,105 @@
+"""`python -m benchmarks [ROW ...]`, and `launch.py bench`: measures, and prints a table."""
+
+import argparse
+import importlib
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import FULL, SHORT, Form, NotMeasured, Row, as_json, as_markdown, as_table
+from benchmarks.peers.environment import Peers, default_folder
+from common.config import VERSION
+from common.machine import cores
+
+ROWS = {
+    1: "acting:emulation",
+    2: "acting:other_games",
+    3: "acting:whole_actor",
+    4: "acting:plain_actor",
+    5: "transport:arriving",
+    6: "transport:ingest",
+    7: "learning:updates",
+    8: "learning:peers_updates",
+    9: "system:learning",
+    10: "replay:memory",
+    11: "replay:sampling",
+    12: "system:weights_in_use",
+    13: "system:start",
+}
+
+
+def main(words: list[str]) -> int:
+    """-> exit code."""
+    given = parser().parse_args(words)
+    form, peers = FULL if given.full else SHORT, Peers(given.peers)
+    rows: list[Row] = []
+    for number in given.rows or ROWS:
+        began = time.monotonic()
+        rows += measured(number, form, peers)
+        print(f"row {number}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        if given.json:  # after each row: an interrupted run keeps what it has
+            given.json.write_text(as_json(rows, about(form)))
+    print("\n".join(f"{name}: {value}" for name, value in about(form).items()), end="\n\n")
+    print(as_markdown(rows) if given.markdown else as_table(rows))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    known = ", ".join(map(str, ROWS))
+    parser = argparse.ArgumentParser(
+        prog="launch.py bench",
+        description="Measures Volley against this machine's limits and against its peers, which "
+        "are installed into an environment of their own when first needed.",
+        epilog="What each row means: benchmarks/README.md.",
+    )
+    parser.add_argument(
+        "rows", nargs="*", type=int, choices=ROWS, metavar="ROW", help=f"of {known}; default: all"
+    )
+    parser.add_argument("--full", action="store_true", help="more rounds, longer, all cases")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="every round, machine and date")
+    parser.add_argument("--markdown", action="store_true", help="print as docs/performance.md does")
+    parser.add_argument(
+        "--peers",
+        type=Path,
+        metavar="FOLDER",
+        default=default_folder(),
+        help="the peers' virtual environment (default: %(default)s)",
+    )
+    return parser
+
+
+def measured(number: int, form: Form, peers: Peers) -> list[Row]:
+    """The row's comparisons; a single line that says why when there are none."""
+    module, _, function = ROWS[number].partition(":")
+    measure = getattr(importlib.import_module(f"benchmarks.{module}"), function)
+    try:
+        rows: list[Row] = measure(form, peers)
+    except NotMeasured as why:
+        rows = [Row(number, measure.__doc__.partition(": ")[2], "", "", note=str(why))]
+    return rows
+
+
+def about(form: Form) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "form": "full" if form.full else "short",
+        "machine": f"{cores()} cores of {processor()}",
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d %H:%M %Z"),
+    }
+
+
+def processor() -> str:
+    """Its name, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -35,15 +35,19 @@ def main(words: list[str]) -> int:
     given = parser().parse_args(words)
     form, peers = FULL if given.full else SHORT, Peers(given.peers)
     rows: list[Row] = []
-    for number in given.rows or ROWS:
-        began = time.monotonic()
-        rows += measured(number, form, peers)
-        print(f"row {number}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-        if given.json:  # after each row: an interrupted run keeps what it has
-            given.json.write_text(as_json(rows, about(form)))
+    code = 0
+    try:
+        for number in given.rows or ROWS:
+            began = time.monotonic()
+            rows += measured(number, form, peers)
+            print(f"Row {number}: {time.monotonic() - began:.0f} s.", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:  # what there is, is worth having
+        code = 130
+    if given.json:
+        given.json.write_text(as_json(rows, about(form)))
     print("\n".join(f"{name}: {value}" for name, value in about(form).items()), end="\n\n")
     print(as_markdown(rows) if given.markdown else as_table(rows))
-    return 0
+    return code
 
 
 def parser() -> argparse.ArgumentParser:

@@ -80,17 +80,13 @@ def raw(actions: "itertools.cycle[int]") -> Step:
     ale, codes = bare.ale, bare._action_set  # type: ignore[attr-defined]
     bare.reset(seed=0)
 
-    def play() -> float:
-        frames = 0
+    def play() -> int:
         for action in itertools.islice(actions, CALLS):
-            code = codes[action]
             for _ in range(SKIP):
-                ale.act(code)
-                frames += 1
-                if ale.game_over():
-                    ale.reset_game()
-                    break
-        return frames / SKIP
+                ale.act(codes[action])
+            if ale.game_over():
+                ale.reset_game()
+        return CALLS
 
     return play
 
@@ -181,17 +177,13 @@ def whole_actor(form: Form, peers: Peers) -> list[Row]:
     """Row 3: an actor process against its two unavoidable parts, one after the other."""
     games = best_games(form)
     with ExitStack() as stack:
-        workers = {
-            "actor": connected(games),
-            "game": Worker("benchmarks.acting:emulation_sides"),
-            "inference": Worker("benchmarks.acting:inference_sides", games=games),
-        }
-        for worker in workers.values():
-            stack.enter_context(worker)
+        actor = stack.enter_context(connected(games))
+        game = stack.enter_context(Worker("benchmarks.acting:emulation_sides"))
+        network = stack.enter_context(Worker("benchmarks.acting:inference_sides", games=games))
         sides = {
-            "actor": workers["actor"].sides["arrive"],
-            "game": workers["game"].sides["wrapped"],
-            "inference": workers["inference"].sides["infer"],
+            "actor": actor.sides["arrive"],
+            "game": game.sides["wrapped"],
+            "inference": network.sides["infer"],
         }
         seen = alternate(sides, form.rounds, form.seconds)
     pairs = zip(seen["game"], seen["inference"], strict=True)

@@ -1,5 +1,6 @@
 """Rows 7 and 8: updates, replay included, against the bare computation and against peers."""
 
+import shutil
 import tempfile
 import time
 from contextlib import ExitStack
@@ -150,14 +151,16 @@ def learner_worker(batch: int, network: str, threads: int, compiled: bool) -> Wo
 def updates(form: Form, peers: Peers) -> list[Row]:
     """Row 7: updates with replay against the bare computation, and that against the plain form."""
     rows, network = [], Config().network
+    compiled = form.full and shutil.which("g++") is not None
+    untried = "" if compiled else ", compiled forms not tried"
     for batch, threads in cases(form):
-        with learner_worker(batch, network, threads, compiled=form.full) as worker:
+        with learner_worker(batch, network, threads, compiled) as worker:
             sides = dict(worker.sides)
             ours = {name: sides.pop(name) for name in ("learner", "trainer", "plain")}
             best = fastest(sides, form.seconds)
             seen = alternate({**ours, "bare": sides[best]}, form.rounds, form.seconds)
         case = f"batch {batch}, {threads} thread(s)"
-        bare, replayed = f"bare computation ({best})", f"updates with replay, {case}"
+        bare, replayed = f"bare computation ({best}{untried})", f"updates with replay, {case}"
         rows += [
             Row(7, replayed, UPDATES, bare, Goal(0.95), seen["learner"], seen["bare"]),
             Row(

@@ -5,8 +5,8 @@ run folder; CLOCK_MONOTONIC is one clock for all processes of a machine. Noted a
 
     update 1       the end of the first update
     published V    the end of the update after which weights version V went out
-    step N         the end of an actor's first env step after start or new weights: N so far
-    played V       the same moment, with the version of the weights it was played by
+    played V       the end of an actor's first env step by weights of version V (-1: none yet)
+    step N         the same moment, with the env steps that the actor had taken by then
 """
 
 import os
@@ -74,11 +74,11 @@ def note_actor(book: Notebook) -> None:
             self.steps += len(self.games)
             if self.weights_version != self.noted_version:
                 self.noted_version = self.weights_version
-                book.note("step", self.steps)
                 book.note("played", self.weights_version)
+                book.note("step", self.steps)
             return chunks
 
-    actor.Player = NotingPlayer  # type: ignore[misc, attr-defined]
+    actor.Player = NotingPlayer  # type: ignore[attr-defined]
 
 
 def main(words: list[str]) -> int:

@@ -163,9 +163,10 @@ def weights_in_use(form: Form, peers: Peers) -> list[Row]:
     delays, allowed = [], []
     for _ in range(5 if form.full else 1):
         with Run("--actors", str(actors), *SMALL_REPLAY, door=("-m", "benchmarks.noted")) as run:
-            run.until(lambda: len(players(run)) == actors and published(run))
+            run.until(lambda: len(having("played", run.notes())) == actors)
+            run.until(lambda: having("published", run.notes()))
             time.sleep(60 if form.full else 20 * form.seconds)
-            delay, chunk_seconds = lag(run)
+            delay, chunk_seconds = lag(run.notes())
         delays.append(delay)
         allowed.append(chunk_seconds + 0.05)
     what = f"weights in use by all of {actors} actors on {cores()} cores, median over versions"
@@ -173,36 +174,34 @@ def weights_in_use(form: Form, peers: Peers) -> list[Row]:
     return [Row(12, what, "s", against, Goal(1.0, at_most=True), delays, allowed)]
 
 
-def published(run: Run) -> dict[int, int]:
-    """When the update behind each version ended, in ns."""
-    return dict(moment for notes in run.notes() for moment in notes["published"])
+def having(what: str, notes: list[noted.Notes]) -> list[noted.Notes]:
+    """Of the processes that have noted such a thing."""
+    return [of_one for of_one in notes if of_one[what]]
 
 
-def players(run: Run) -> list[noted.Notes]:
-    """Of actors that have played."""
-    return [notes for notes in run.notes() if notes["played"]]
+def lag(notes: list[noted.Notes]) -> tuple[float, float]:
+    """-> seconds until the last actor acts by a version, median over versions; seconds per chunk.
 
-
-def lag(run: Run) -> tuple[float, float]:
-    """-> median over the versions of the time to the last actor's first action, a chunk's time."""
-    actors = players(run)
-    since = max(notes["played"][0][1] for notes in actors)  # when the last of them had begun
+    An actor that went on to a later version has that one in use.
+    """
+    actors, (learner,) = having("played", notes), having("published", notes)
+    since = max(actor["played"][0][1] for actor in actors)  # when the last of them had begun
     lags = []
-    for version, updated in published(run).items():
+    for version, updated in learner["published"]:
         first = [
-            min((at for played, at in notes["played"] if played >= version), default=None)
-            for notes in actors
+            min((at for played, at in actor["played"] if played >= version), default=None)
+            for actor in actors
         ]
         if updated > since and None not in first:
             lags.append((max(at for at in first if at) - updated) / 1e9)
     if not lags:
         raise NotMeasured("no version reached every actor in that time")
-    rates = [steps_per_second(notes["step"]) for notes in actors]
+    rates = [steps_per_second(actor["step"]) for actor in actors]
     return statistics.median(lags), Config().chunk_transitions / statistics.median(rates)
 
 
-def steps_per_second(notes: list[tuple[int, int]]) -> float:
-    (first, began), (last, ended) = notes[0], notes[-1]
+def steps_per_second(steps: list[tuple[int, int]]) -> float:
+    (first, began), (last, ended) = steps[0], steps[-1]
     return (last - first) / max((ended - began) / 1e9, 1e-9)
 
 

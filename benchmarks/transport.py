@@ -1,7 +1,6 @@
 """Rows 5, 6 and 12: from actors to the replay, and from an update to the actors."""
 
 import atexit
-import itertools
 import os
 import subprocess
 import tempfile
@@ -170,10 +169,9 @@ class PreparedSender(ActorEndpoint):
         self._ready: list[bytes] = []
 
     def prepare(self, chunks: list[Chunk]) -> None:
-        seqs = itertools.count(self._seq + 1)
         self._ready = [
             messages.encode_chunk(self.session, seq, chunk)
-            for seq, chunk in zip(seqs, chunks, strict=False)
+            for seq, chunk in enumerate(chunks, self._seq + 1)
         ]
 
     def send_prepared(self) -> None:

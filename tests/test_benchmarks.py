@@ -1,0 +1,225 @@
+"""The arithmetic of the benchmarks, with clocks and sides that are not real. Nothing is timed."""
+
+import importlib
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks import noted
+from benchmarks.__main__ import ROWS, about, main, measured
+from benchmarks.measure import (
+    SHORT,
+    Form,
+    Goal,
+    NotMeasured,
+    Row,
+    Side,
+    alternate,
+    as_json,
+    as_markdown,
+    as_table,
+    fastest,
+    growth,
+    rate,
+    shown,
+)
+from benchmarks.peers.environment import Peers
+from benchmarks.system import lag
+from benchmarks.worker import Worker
+
+NO_PEERS = Peers(Path("/proc/no-such-folder"))
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fake_sides(first: float) -> dict[str, Side]:
+    """What a worker process makes in these tests."""
+    print("a library that prints to standard output")
+    if first < 0:
+        raise ValueError("no such side here")
+    return {"first one": lambda seconds: first * seconds, "pair": lambda _: {"a": 1, "b": 2}}
+
+
+def row(goal: Goal | None = None) -> Row:
+    return Row(7, "updates", "updates/s", "eager", goal, [10.0, 30.0, 20.0], [10.0, 10.0, 16.0])
+
+
+def test_a_rate_counts_work_over_the_time_it_took_and_leaves_the_warm_up_out() -> None:
+    clock, steps = Clock(), []
+
+    def step() -> float:
+        steps.append(clock.now)
+        clock.now += 0.25 if len(steps) > 8 else 0.0625  # slow once warm-up is over
+        return 2.0
+
+    assert rate(step, 2.5, clock) == pytest.approx(2.0 / 0.25)
+    assert len(steps) == 8 + 10
+
+
+def test_growth_is_what_counts_gain_per_second_after_the_warm_up() -> None:
+    clock, counts = Clock(), {"env steps/s": 0.0, "updates/s": 0.0}
+
+    def work(seconds: float) -> None:
+        clock.now += seconds
+        counts["env steps/s"] += 40 * seconds
+        counts["updates/s"] += 3 * seconds
+
+    seen = growth(work, lambda: dict(counts), clock)(10.0)
+    assert seen == pytest.approx({"env steps/s": 40.0, "updates/s": 3.0})
+    assert clock.now == pytest.approx(12.0)
+
+
+def test_sides_take_turns() -> None:
+    asked: list[str] = []
+
+    def side(name: str) -> Callable[[float], float]:
+        def measure(seconds: float) -> float:
+            asked.append(name)
+            return len(asked) * seconds
+
+        return measure
+
+    seen = alternate({name: side(name) for name in "abc"}, rounds=2, seconds=0.5)
+    assert "".join(asked) == "abcabc"
+    assert seen == {"a": [0.5, 2.0], "b": [1.0, 2.5], "c": [1.5, 3.0]}
+
+
+def test_the_fastest_side_is_found() -> None:
+    assert fastest({"a": lambda s: s, "b": lambda s: 3 * s, "c": lambda s: 2 * s}, 1.0) == "b"
+
+
+def test_a_row_takes_the_median_of_the_rounds_ratios() -> None:
+    assert row().ratios == [1.0, 3.0, 1.25]
+    assert row(Goal(1.2)).cells() == [
+        *("7", "updates", "20 updates/s", "eager: 10", "1.25 (1.00 to 3.00)", "≥ 1.2", "yes")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("goal", "met"),
+    [
+        (Goal(1.25), "yes"),
+        (Goal(1.26), "no"),
+        (Goal(1.25, at_most=True), "yes"),
+        (Goal(1.24, at_most=True), "no"),
+        (None, "-"),
+    ],
+)
+def test_a_goal_is_met_from_its_own_side(goal: Goal | None, met: str) -> None:
+    assert row(goal).met == met
+
+
+def test_rounds_without_a_partner_are_an_error() -> None:
+    with pytest.raises(ValueError):
+        _ = Row(1, "a", "", "b", None, [1.0, 2.0], [1.0]).ratios
+
+
+def test_a_row_that_was_not_measured_says_why() -> None:
+    missing = Row(2, "a game", "env steps/s", "EnvPool", Goal(1), note="No module named 'envpool'")
+    assert missing.cells() == [
+        *("2", "a game (No module named 'envpool')", "not measured", "EnvPool", "-", "≥ 1", "-")
+    ]
+    assert "ratio" not in missing.record()
+
+
+def test_the_tables_hold_the_same_cells() -> None:
+    rows = [row(Goal(1.2)), Row(12, "lag", "s", "a chunk's time", note="no version")]
+    for table, lines in ((as_table(rows), 3), (as_markdown(rows), 4)):
+        assert len(table.splitlines()) == lines
+        for cell in rows[0].cells() + rows[1].cells():
+            assert cell in table
+    assert as_markdown(rows).splitlines()[2].count("|") == 8
+
+
+def test_the_record_holds_every_round_and_what_follows() -> None:
+    told = json.loads(as_json([row(Goal(1.2))], about(SHORT)))
+    assert {"version", "machine", "date", "form"} <= set(told)
+    (record,) = told["rows"]
+    assert record["figures"] == [10.0, 30.0, 20.0] and record["references"] == [10.0, 10.0, 16.0]
+    assert record["ratio"] == 1.25 and (record["least"], record["most"]) == (1.0, 3.0)
+    assert record["met"] == "yes" and record["goal"] == {"bound": 1.2, "at_most": False}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(12345.6, "12,346"), (999.4, "999"), (1.2345, "1.23"), (0.01234, "0.0123")]
+)
+def test_three_digits_are_shown(value: float, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_a_worker_answers_whatever_its_libraries_print() -> None:
+    with Worker("tests.test_benchmarks:fake_sides", first=3.0) as worker:
+        assert worker.sides["first one"](0.5) == 1.5
+        worker.begin("pair", 0.0)
+        assert worker.answer(0.0) == {"a": 1, "b": 2}
+
+
+def test_a_worker_that_dies_leaves_its_last_words() -> None:
+    with pytest.raises(NotMeasured, match="ValueError: no such side here"):
+        Worker("tests.test_benchmarks:fake_sides", first=-1.0)
+
+
+def test_peers_that_cannot_be_installed_are_told_in_a_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(NotMeasured, match="no environment for the peers"):
+        _ = NO_PEERS.python
+
+
+def test_every_row_is_there() -> None:
+    assert list(ROWS) == list(range(1, 14))
+    for number, place in ROWS.items():
+        module, _, function = place.partition(":")
+        measure = getattr(importlib.import_module(f"benchmarks.{module}"), function)
+        assert measure.__doc__.startswith(f"Row {number}: ")
+
+
+def test_a_row_that_fails_does_not_end_the_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fails(form: Form, peers: Peers) -> list[Row]:
+        raise NotMeasured("it is dark")
+
+    def works(form: Form, peers: Peers) -> list[Row]:
+        return [row()]
+
+    fails.__doc__ = "Row 1: a thing."
+    monkeypatch.setattr("benchmarks.acting.emulation", fails)
+    monkeypatch.setattr("benchmarks.learning.updates", works)
+    assert [r.note for r in measured(1, SHORT, NO_PEERS)] == ["it is dark"]
+    path = tmp_path / "bench.json"
+    assert main(["1", "7", "--markdown", "--json", str(path)]) == 0
+    assert "| 1 | a thing. (it is dark) | not measured |" in capsys.readouterr().out
+    assert [r["number"] for r in json.loads(path.read_text())["rows"]] == [1, 7]
+
+
+def test_the_lag_of_weights_is_to_the_last_actor_that_uses_them() -> None:
+    second = 10**9
+    learner: noted.Notes = defaultdict(list)
+    learner["published"] = [(1, 0), (2, 10 * second), (3, 20 * second), (4, 30 * second)]
+    quick, slow = defaultdict(list), defaultdict(list)  # type: noted.Notes, noted.Notes
+    quick["played"] = [(0, 1 * second), (2, 11 * second), (3, 21 * second), (4, 31 * second)]
+    slow["played"] = [(1, 2 * second), (3, 23 * second)]  # 2 was passed over, 4 not yet reached
+    for actor in (quick, slow):
+        actor["step"] = [(0, 0), (640, 10 * second)]
+    median, chunk_seconds = lag([learner, quick, slow])
+    assert median == pytest.approx((13 + 3) / 2)
+    assert chunk_seconds == pytest.approx(1.0)
+
+
+def test_notes_are_read_as_far_as_they_are_whole(tmp_path: Path) -> None:
+    (tmp_path / "notes-1").write_text("published 1 100\npublished 2 200\npubl")
+    (tmp_path / "notes-2").write_text("")
+    written, empty = sorted(noted.read(tmp_path), key=len, reverse=True)
+    assert written == {"published": [(1, 100), (2, 200)]} and empty == {}

@@ -5,6 +5,7 @@ import importlib
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,13 @@ def measured(number: int, form: Form, peers: Peers) -> list[Row]:
     try:
         rows: list[Row] = measure(form, peers)
     except NotMeasured as why:
-        rows = [Row(number, measure.__doc__.partition(": ")[2], "", "", note=str(why))]
+        rows = [Row(number, title(measure), "", "", note=str(why))]
     return rows
+
+
+def title(measure: Callable[..., object]) -> str:
+    """What a row's function says it measures."""
+    return (measure.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
 
 
 def about(form: Form) -> dict[str, Any]:

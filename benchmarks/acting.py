@@ -163,11 +163,15 @@ def connected(games: int, actors: int = 1) -> Worker:
     return Worker("benchmarks.transport:connected_sides", actors=actors, games=games)
 
 
+def tried(form: Form) -> tuple[int, ...]:
+    return GAMES_TRIED if form.full else OFTEN_BEST
+
+
 @functools.cache
 def best_games(form: Form) -> int:
     """Games per actor at which a connected actor is fastest, each number tried once."""
     rates: dict[int, float] = {}
-    for games in GAMES_TRIED if form.full else OFTEN_BEST:
+    for games in tried(form):
         with connected(games) as actor:
             rates[games] = actor.sides["arrive"](form.seconds)
     return max(rates, key=lambda games: rates[games])
@@ -191,27 +195,27 @@ def whole_actor(form: Form, peers: Peers) -> list[Row]:
     return [
         Row(
             3,
-            f"a whole actor process, {games} games",
+            "a whole actor process",
             ENV_STEPS,
             "one game and batched inference, nothing else",
             Goal(0.92),
             seen["actor"],
             limits,
-            note=f"best of {', '.join(map(str, GAMES_TRIED if form.full else OFTEN_BEST))} games",
+            f"{games} games, best of {', '.join(map(str, tried(form)))}",
         )
     ]
 
 
 def plain_actor(form: Form, peers: Peers) -> list[Row]:
     """Row 4: an actor process against the one that anybody writes first."""
-    games = best_games(form)
-    what, unit = f"a whole actor process, {games} games", ENV_STEPS
+    what, unit = "a whole actor process", ENV_STEPS
     against, goal = "gymnasium's wrappers, one game, batch 1, not connected", Goal(2.0)
     try:
         plain = Worker("benchmarks.peers.plain:actor_sides", python=peers.python)
     except NotMeasured as why:
         return [Row(4, what, unit, against, goal, note=str(why))]
+    games = best_games(form)
     with plain, connected(games) as actor:
         sides = {"ours": actor.sides["arrive"], "plain": plain.sides["play"]}
         seen = alternate(sides, form.rounds, form.seconds)
-    return [Row(4, what, unit, against, goal, seen["ours"], seen["plain"])]
+    return [Row(4, what, unit, against, goal, seen["ours"], seen["plain"], f"{games} games")]

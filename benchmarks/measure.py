@@ -151,16 +151,15 @@ class Row:
     def cells(self) -> list[str]:
         """As the table shows it; medians, and the ratios' least and most."""
         goal = "-" if self.goal is None else str(self.goal)
-        what, against = self.what, self.against
-        if self.note:
-            what += f" ({self.note})"
         if not self.figures:
-            return [str(self.number), what, "not measured", against, "-", goal, "-"]
+            why = f"not measured: {self.note}"
+            return [str(self.number), self.what, why, self.against, "-", goal, "-"]
+        what = f"{self.what} ({self.note})" if self.note else self.what
         ratio = f"{statistics.median(self.ratios):.2f}"
         if len(self.ratios) > 1:
             ratio += f" ({min(self.ratios):.2f} to {max(self.ratios):.2f})"
         measured = f"{shown(statistics.median(self.figures))} {self.unit}"
-        against += f": {shown(statistics.median(self.references))}"
+        against = f"{self.against}: {shown(statistics.median(self.references))}"
         return [str(self.number), what, measured, against, ratio, goal, self.met]
 
     def record(self) -> dict[str, Any]:

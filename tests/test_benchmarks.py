@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,10 @@ from benchmarks.measure import (
 from benchmarks.peers.environment import Peers
 from benchmarks.system import lag
 from benchmarks.worker import Worker
+from tests.test_imports import ROOT, imports, name
 
+PEERS = [p for p in (ROOT / "benchmarks/peers").glob("*.py") if p.stem != "environment"]
+HOUSE = {"actors", "benchmarks", "common", "launch", "learner", "tests"}
 NO_PEERS = Peers(Path("/proc/no-such-folder"))
 
 
@@ -128,7 +132,7 @@ def test_rounds_without_a_partner_are_an_error() -> None:
 def test_a_row_that_was_not_measured_says_why() -> None:
     missing = Row(2, "a game", "env steps/s", "EnvPool", Goal(1), note="No module named 'envpool'")
     assert missing.cells() == [
-        *("2", "a game (No module named 'envpool')", "not measured", "EnvPool", "-", "≥ 1", "-")
+        *("2", "a game", "not measured: No module named 'envpool'", "EnvPool", "-", "≥ 1", "-")
     ]
     assert "ratio" not in missing.record()
 
@@ -177,6 +181,12 @@ def test_peers_that_cannot_be_installed_are_told_in_a_sentence(
         _ = NO_PEERS.python
 
 
+def test_no_environment_but_the_peers_own_is_installed_into(tmp_path: Path) -> None:
+    with pytest.raises(NotMeasured, match="is there already"):
+        _ = Peers(tmp_path).python
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_row_is_there() -> None:
     assert list(ROWS) == list(range(1, 14))
     for number, place in ROWS.items():
@@ -200,7 +210,7 @@ def test_a_row_that_fails_does_not_end_the_table(
     assert [r.note for r in measured(1, SHORT, NO_PEERS)] == ["it is dark"]
     path = tmp_path / "bench.json"
     assert main(["1", "7", "--markdown", "--json", str(path)]) == 0
-    assert "| 1 | a thing. (it is dark) | not measured |" in capsys.readouterr().out
+    assert "| 1 | a thing | not measured: it is dark |" in capsys.readouterr().out
     assert [r["number"] for r in json.loads(path.read_text())["rows"]] == [1, 7]
 
 
@@ -216,6 +226,18 @@ def test_the_lag_of_weights_is_to_the_last_actor_that_uses_them() -> None:
     median, chunk_seconds = lag([learner, quick, slow])
     assert median == pytest.approx((13 + 3) / 2)
     assert chunk_seconds == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("path", PEERS, ids=name)
+def test_peers_run_in_their_own_environment_without_ours(path: Path) -> None:
+    volley = {module for module in imports(path) if module.split(".")[0] in HOUSE}
+    assert volley <= {"benchmarks.measure", *(f"benchmarks.peers.{p.stem}" for p in PEERS)}
+
+
+@pytest.mark.parametrize("light", ["measure", "worker"])
+def test_what_peers_share_with_us_needs_the_standard_library_only(light: str) -> None:
+    tops = {m.split(".")[0] for m in imports(ROOT / "benchmarks" / f"{light}.py")}
+    assert tops <= sys.stdlib_module_names | {"benchmarks"}
 
 
 def test_notes_are_read_as_far_as_they_are_whole(tmp_path: Path) -> None:

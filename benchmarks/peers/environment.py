@@ -24,26 +24,37 @@ class Peers:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    @functools.cached_property
+    @property
     def python(self) -> str:
-        """Path of the environment's interpreter. Raises NotMeasured when none can be made.
+        """Path of the environment's interpreter. Raises NotMeasured when none can be made."""
+        if self._problem:
+            raise NotMeasured(self._problem)
+        return str(self.folder / "bin" / "python")
+
+    @functools.cached_property
+    def _problem(self) -> str:
+        """Make the environment unless it is there. -> why it cannot be made, or nothing.
 
         Packages are installed one by one, in the file's order: a peer that cannot be had does not
         take the others with it, and is missed where its row imports it.
         """
-        python = self.folder / "bin" / "python"
-        wanted, installed = REQUIREMENTS.read_text(), self.folder / "installed.txt"
-        if installed.exists() and installed.read_text() == wanted:
-            return str(python)
+        python, mark = self.folder / "bin" / "python", self.folder / "volley-peers.txt"
+        wanted = REQUIREMENTS.read_text()
+        if mark.exists() and mark.read_text() == wanted:
+            return ""
+        if self.folder.exists() and not mark.exists():
+            return f"{self.folder} is there already, and not an environment of the peers"
         print(f"Installing the peers into {self.folder} (once, some minutes) ...", file=sys.stderr)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            mark.write_text("")  # ours, and not complete
             venv.create(self.folder, with_pip=True)
             failed = [one for one in wanted.split() if not install(str(python), one)]
             if not failed:
-                installed.write_text(wanted)
+                mark.write_text(wanted)
         except (OSError, subprocess.CalledProcessError) as error:
-            raise NotMeasured(f"no environment for the peers in {self.folder}: {error}") from None
-        return str(python)
+            return f"no environment for the peers in {self.folder}: {error}"
+        return ""
 
 
 def install(python: str, requirement: str) -> bool:

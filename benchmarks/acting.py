@@ -22,6 +22,7 @@ from benchmarks.measure import (
     Side,
     Step,
     alternate,
+    fastest,
     steadily,
 )
 from benchmarks.peers.environment import Peers
@@ -130,7 +131,7 @@ def emulation(form: Form, peers: Peers) -> list[Row]:
 def other_games(form: Form, peers: Peers) -> list[Row]:
     """Row 2: one wrapped game against those of others."""
     others: dict[str, tuple[str, dict[str, Any]]] = {
-        "gymnasium's AtariPreprocessing + FrameStackObservation": ("gymnasium_wrappers", {}),
+        "gymnasium's wrappers": ("gymnasium_wrappers", {}),
         "ale-py AtariVectorEnv, 1 game": ("ale_vector", {"games": 1}),
         "ale-py AtariVectorEnv, 4 games": ("ale_vector", {"games": 4}),
         "ale-py AtariVectorEnv, 8 games": ("ale_vector", {"games": 8}),
@@ -169,12 +170,11 @@ def tried(form: Form) -> tuple[int, ...]:
 
 @functools.cache
 def best_games(form: Form) -> int:
-    """Games per actor at which a connected actor is fastest, each number tried once."""
-    rates: dict[int, float] = {}
-    for games in tried(form):
-        with connected(games) as actor:
-            rates[games] = actor.sides["arrive"](form.seconds)
-    return max(rates, key=lambda games: rates[games])
+    """Games per actor at which a connected actor is fastest."""
+    with ExitStack() as stack:
+        actors = {games: stack.enter_context(connected(games)) for games in tried(form)}
+        sides = {games: actor.sides["arrive"] for games, actor in actors.items()}
+        return fastest(sides, form.seconds)
 
 
 def whole_actor(form: Form, peers: Peers) -> list[Row]:
@@ -197,7 +197,7 @@ def whole_actor(form: Form, peers: Peers) -> list[Row]:
             3,
             "a whole actor process",
             ENV_STEPS,
-            "one game and batched inference, nothing else",
+            "its game and its inference alone",
             Goal(0.92),
             seen["actor"],
             limits,
@@ -209,7 +209,7 @@ def whole_actor(form: Form, peers: Peers) -> list[Row]:
 def plain_actor(form: Form, peers: Peers) -> list[Row]:
     """Row 4: an actor process against the one that anybody writes first."""
     what, unit = "a whole actor process", ENV_STEPS
-    against, goal = "gymnasium's wrappers, one game, batch 1, not connected", Goal(2.0)
+    against, goal = "plain actor (gymnasium, batch 1)", Goal(2.0)
     try:
         plain = Worker("benchmarks.peers.plain:actor_sides", python=peers.python)
     except NotMeasured as why:

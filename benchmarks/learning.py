@@ -152,7 +152,7 @@ def updates(form: Form, peers: Peers) -> list[Row]:
     """Row 7: updates with replay against the bare computation, and that against the plain form."""
     rows, network = [], Config().network
     compiled = form.full and shutil.which("g++") is not None
-    untried = "" if compiled else ", compiled forms not tried"
+    untried = "" if compiled else "; compiled not tried"
     for batch, threads in cases(form):
         with learner_worker(batch, network, threads, compiled) as worker:
             sides = dict(worker.sides)
@@ -167,7 +167,7 @@ def updates(form: Form, peers: Peers) -> list[Row]:
                 7,
                 f"update of a preloaded batch, {case}",
                 UPDATES,
-                "straightforward eager form",
+                "plain eager form",
                 Goal(1.25),
                 seen["trainer"],
                 seen["plain"],

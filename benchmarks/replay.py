@@ -126,8 +126,8 @@ def memory(form: Form, peers: Peers) -> list[Row]:
     with Worker("benchmarks.replay:memory_sides") as worker:
         seen = alternate(worker.sides, 1, form.seconds)
     notes = {
-        "planned": "planned, full chunks",
-        "filled": f"a ring turned over, episodes of {EPISODE_ENV_STEPS}, priorities included",
+        "planned": "planned",
+        "filled": "ring turned over, with priorities",
     }
     return [
         Row(
@@ -151,7 +151,7 @@ def sampling(form: Form, peers: Peers) -> list[Row]:
     share = real * config.chunk_transitions / TRANSITIONS
     with Worker("benchmarks.replay:sampling_sides", real_chunks=real) as worker:
         seen = alternate(worker.sides, form.rounds, form.seconds)
-    what = f"prioritized sampling and updating, batch {BATCH} of {TRANSITIONS:,}"
+    what = f"prioritized batch, {BATCH} of {TRANSITIONS:,}"
     note = "" if share == 1 else f"{share:.0%} of the frames are real, others share them"
-    against, goal = "uniform sampling, frames included", Goal(1.15, at_most=True)
+    against, goal = "uniform batch", Goal(1.15, at_most=True)
     return [Row(11, what, "ms", against, goal, seen["prioritized"], seen["uniform"], note)]

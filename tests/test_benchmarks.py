@@ -5,6 +5,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,9 @@ def test_sides_take_turns() -> None:
 
 
 def test_the_fastest_side_is_found() -> None:
-    assert fastest({"a": lambda s: s, "b": lambda s: 3 * s, "c": lambda s: 2 * s}, 1.0) == "b"
+    figures = {"a": [1.0, 2.0, 3.0], "b": [4.0, 0.0, 4.0], "c": [0.0, 9.0, 0.0]}
+    sides = {name: partial(lambda left, _: left.pop(), left) for name, left in figures.items()}
+    assert fastest(sides, 1.0) == "b"  # its median is the highest, c's single best is not
 
 
 def test_a_row_takes_the_median_of_the_rounds_ratios() -> None:

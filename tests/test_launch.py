@@ -237,3 +237,9 @@ def test_the_shipped_policy_wins() -> None:
     assert code == 0, output
     mean = float(re.search(r"mean ([+-][\d.]+) over 2 greedy games", output)[1])  # type: ignore[index]
     assert mean > 10
+
+
+def test_bench_tells_its_rows() -> None:
+    code, output = run("bench", "--help")
+    assert code == 0 and "--full" in output and "12, 13" in output
+    assert run("bench", "99")[0] == 2

@@ -3,7 +3,7 @@
 import functools
 import itertools
 from contextlib import ExitStack
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from benchmarks.measure import (
     ENV_STEPS,
     Form,
     Goal,
-    NotMeasured,
     Row,
     Side,
     Step,
@@ -26,7 +25,7 @@ from benchmarks.measure import (
     steadily,
 )
 from benchmarks.peers.environment import Peers
-from benchmarks.worker import Worker
+from benchmarks.worker import Worker, versus
 from common.config import FRAME_SHAPE, STACK, Config
 from common.network import network_for
 from common.presets import make_config
@@ -34,7 +33,7 @@ from common.presets import make_config
 GAME = "PongNoFrameskip-v4"
 CALLS = 64  # of step() between two looks at the clock
 GAMES_TRIED, OFTEN_BEST = (1, 2, 4, 8, 16), (8, 16)  # per actor; in the full and the short form
-RAW = "raw `ale.act`"
+WRAPPED, ACTOR = "one wrapped Pong game, one thread", "a whole actor process"
 
 
 def greedy(games: int, **overrides: object) -> Config:
@@ -124,39 +123,27 @@ def emulation(form: Form, peers: Peers) -> list[Row]:
     """Row 1: one wrapped game against the bare emulator."""
     with Worker("benchmarks.acting:emulation_sides") as games:
         seen = alternate(games.sides, form.rounds, form.seconds)
-    what = "one wrapped Pong game, one thread"
-    return [Row(1, what, ENV_STEPS, RAW, Goal(0.85), seen["wrapped"], seen["raw"])]
+    return [Row(1, WRAPPED, ENV_STEPS, "raw `ale.act`", Goal(0.85), seen["wrapped"], seen["raw"])]
 
 
 def other_games(form: Form, peers: Peers) -> list[Row]:
     """Row 2: one wrapped game against those of others."""
-    others: dict[str, tuple[str, dict[str, Any]]] = {
-        "gymnasium's wrappers": ("gymnasium_wrappers", {}),
-        "ale-py AtariVectorEnv, 1 game": ("ale_vector", {"games": 1}),
-        "ale-py AtariVectorEnv, 4 games": ("ale_vector", {"games": 4}),
-        "ale-py AtariVectorEnv, 8 games": ("ale_vector", {"games": 8}),
-        "EnvPool, 1 game": ("envpool_vector", {"games": 1}),
-        "EnvPool, 8 games": ("envpool_vector", {"games": 8}),
+    others = {
+        "gymnasium's wrappers": partial(peers.start, "games:gymnasium_wrappers"),
+        **{
+            f"ale-py AtariVectorEnv, {games} game(s)": partial(
+                peers.start, "games:ale_vector", games=games
+            )
+            for games in (1, 4, 8)
+        },
+        **{
+            f"EnvPool, {games} game(s)": partial(peers.start, "games:envpool_vector", games=games)
+            for games in (1, 8)
+        },
     }
-    sides: dict[str, Side] = {}
-    missing: dict[str, str] = {}
-    with ExitStack() as stack:
-        ours = stack.enter_context(Worker("benchmarks.acting:emulation_sides"))
-        for name, (maker, options) in others.items():
-            try:
-                maker = f"benchmarks.peers.games:{maker}"
-                peer = stack.enter_context(Worker(maker, python=peers.python, **options))
-                sides[name] = peer.sides["play"]
-            except NotMeasured as why:
-                missing[name] = str(why)
-        seen = alternate({"ours": ours.sides["wrapped"], **sides}, form.rounds, form.seconds)
-    what, unit = "one wrapped Pong game, one thread", ENV_STEPS
-    return [
-        Row(2, what, unit, name, AHEAD, note=missing[name])
-        if name in missing
-        else Row(2, what, unit, name, AHEAD, seen["ours"], seen[name])
-        for name in others
-    ]
+    row = Row(2, WRAPPED, ENV_STEPS, "", AHEAD)
+    with Worker("benchmarks.acting:emulation_sides") as ours:
+        return versus(row, ours.sides["wrapped"], others, form)
 
 
 def connected(games: int, actors: int = 1) -> Worker:
@@ -195,7 +182,7 @@ def whole_actor(form: Form, peers: Peers) -> list[Row]:
     return [
         Row(
             3,
-            "a whole actor process",
+            ACTOR,
             ENV_STEPS,
             "its game and its inference alone",
             Goal(0.92),
@@ -208,14 +195,8 @@ def whole_actor(form: Form, peers: Peers) -> list[Row]:
 
 def plain_actor(form: Form, peers: Peers) -> list[Row]:
     """Row 4: an actor process against the one that anybody writes first."""
-    what, unit = "a whole actor process", ENV_STEPS
-    against, goal = "plain actor (gymnasium, batch 1)", Goal(2.0)
-    try:
-        plain = Worker("benchmarks.peers.plain:actor_sides", python=peers.python)
-    except NotMeasured as why:
-        return [Row(4, what, unit, against, goal, note=str(why))]
+    others = {"plain actor (gymnasium, batch 1)": partial(peers.start, "plain:actor_sides")}
     games = best_games(form)
-    with plain, connected(games) as actor:
-        sides = {"ours": actor.sides["arrive"], "plain": plain.sides["play"]}
-        seen = alternate(sides, form.rounds, form.seconds)
-    return [Row(4, what, unit, against, goal, seen["ours"], seen["plain"], f"{games} games")]
+    row = Row(4, ACTOR, ENV_STEPS, "", Goal(2.0), note=f"{games} games")
+    with connected(games) as ours:
+        return versus(row, ours.sides["arrive"], others, form)

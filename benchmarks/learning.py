@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import time
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +13,6 @@ from benchmarks.measure import (
     UPDATES,
     Form,
     Goal,
-    NotMeasured,
     Row,
     Side,
     Step,
@@ -23,7 +22,7 @@ from benchmarks.measure import (
 )
 from benchmarks.peers.environment import Peers
 from benchmarks.peers.plain import PlainLearner
-from benchmarks.worker import Worker
+from benchmarks.worker import Worker, versus
 from common.config import Config
 from common.machine import cores
 from common.network import network_for
@@ -178,31 +177,20 @@ def updates(form: Form, peers: Peers) -> list[Row]:
 
 def peers_updates(form: Form, peers: Peers) -> list[Row]:
     """Row 8: updates with replay against the gradient steps of others, on equal networks."""
-    rows, network, goal = [], "nature", Goal(1.5)
+    rows, network = [], "nature"
     others = {
-        "Stable-Baselines3 DQN `train()`": "benchmarks.peers.stable_baselines:learner_sides",
-        "CleanRL-style DQN": "benchmarks.peers.plain:learner_sides",
+        "Stable-Baselines3 DQN `train()`": "stable_baselines:learner_sides",
+        "CleanRL-style DQN": "plain:learner_sides",
     }
     for batch, threads in cases(form):
         what = f"updates with replay, {network}, batch {batch}, {threads} thread(s)"
-        environment = {"OMP_NUM_THREADS": str(threads)}
-        sides: dict[str, Side] = {}
-        with ExitStack() as stack:
-            ours = stack.enter_context(learner_worker(batch, network, threads, compiled=False))
-            for name, maker in others.items():
-                try:
-                    peer = Worker(
-                        maker,
-                        python=peers.python,
-                        environment=environment,
-                        network=network,
-                        batch=batch,
-                    )
-                except NotMeasured as why:
-                    rows.append(Row(8, what, UPDATES, name, goal, note=str(why)))
-                    continue
-                sides[name] = stack.enter_context(peer).sides["update"]
-            together = {"ours": ours.sides["learner"], **sides}
-            seen = alternate(together, form.rounds, form.seconds)
-        rows += [Row(8, what, UPDATES, name, goal, seen["ours"], seen[name]) for name in sides]
+        settings = {
+            "environment": {"OMP_NUM_THREADS": str(threads)},
+            "network": network,
+            "batch": batch,
+        }
+        starts = {name: partial(peers.start, maker, **settings) for name, maker in others.items()}
+        with learner_worker(batch, network, threads, compiled=False) as ours:
+            row = Row(8, what, UPDATES, "", Goal(1.5))
+            rows += versus(row, ours.sides["learner"], starts, form)
     return rows

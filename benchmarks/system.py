@@ -26,7 +26,7 @@ from benchmarks.measure import (
     fastest,
 )
 from benchmarks.peers.environment import Peers
-from benchmarks.worker import ROOT, Worker
+from benchmarks.worker import ROOT
 from common.config import Config
 from common.machine import cores
 
@@ -114,8 +114,8 @@ def learning(form: Form, peers: Peers) -> list[Row]:
     """Row 9: the whole system against others that train as often per env step."""
     preset, goal, rows = Config(), Goal(2.5), []
     others = {
-        "Stable-Baselines3 DQN": "benchmarks.peers.stable_baselines:system_sides",
-        "CleanRL-style DQN": "benchmarks.peers.plain:system_sides",
+        "Stable-Baselines3 DQN": "stable_baselines:system_sides",
+        "CleanRL-style DQN": "plain:system_sides",
     }
     for network in (preset.network, "nature") if form.full else (preset.network,):
         what = f"whole system, {preset.samples_per_insert} samples per insert, {network}"
@@ -142,9 +142,8 @@ def best_threads(
     """A peer with one thread or with all cores, whichever learns faster here."""
     preset, sides = Config(), {}
     for threads in {1, cores()}:
-        worker = Worker(
+        worker = peers.start(
             maker,
-            python=peers.python,
             environment={"OMP_NUM_THREADS": str(threads)},
             network=network,
             batch=preset.batch_size,

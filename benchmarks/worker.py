@@ -13,12 +13,14 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.measure import NotMeasured, Side
+from benchmarks.measure import Form, NotMeasured, Row, Side, alternate
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_SECONDS = 300.0  # for imports, compilation and a busy machine, on top of what is asked
@@ -93,6 +95,31 @@ class Worker:
             self._process.wait()
         self._process.stdout.close()
         self._errors.close()
+
+
+def versus(
+    row: Row, ours: Side, others: Mapping[str, Callable[[], Worker]], form: Form
+) -> list[Row]:
+    """Our side against the only side of each of the others, all taking turns. -> a row for each.
+
+    row: what they have in common; others: how each is started. One that cannot be measured gives
+    a row that says why.
+    """
+    sides: dict[str, Side] = {}
+    problems: dict[str, str] = {}
+    with ExitStack() as stack:
+        for name, start in others.items():
+            try:
+                (sides[name],) = stack.enter_context(start()).sides.values()
+            except NotMeasured as why:
+                problems[name] = str(why)
+        seen = alternate({"ours": ours, **sides}, form.rounds, form.seconds)
+    return [
+        replace(row, against=name, note=problems[name])
+        if name in problems
+        else replace(row, against=name, figures=seen["ours"], references=seen[name])
+        for name in others
+    ]
 
 
 def serve(maker: str, options: str) -> None:

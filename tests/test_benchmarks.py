@@ -30,7 +30,7 @@ from benchmarks.measure import (
 )
 from benchmarks.peers.environment import Peers
 from benchmarks.system import lag
-from benchmarks.worker import Worker
+from benchmarks.worker import Worker, versus
 from tests.test_imports import ROOT, imports, name
 
 PEERS = [p for p in (ROOT / "benchmarks/peers").glob("*.py") if p.stem != "environment"]
@@ -54,6 +54,10 @@ def fake_sides(first: float) -> dict[str, Side]:
     if first < 0:
         raise ValueError("no such side here")
     return {"first one": lambda seconds: first * seconds, "pair": lambda _: {"a": 1, "b": 2}}
+
+
+def one_side() -> dict[str, Side]:
+    return {"only": lambda seconds: 3 * seconds}
 
 
 def row(goal: Goal | None = None) -> Row:
@@ -175,6 +179,18 @@ def test_a_worker_answers_whatever_its_libraries_print() -> None:
 def test_a_worker_that_dies_leaves_its_last_words() -> None:
     with pytest.raises(NotMeasured, match="ValueError: no such side here"):
         Worker("tests.test_benchmarks:fake_sides", first=-1.0)
+
+
+def test_a_side_meets_each_of_the_others_and_those_missing_say_why() -> None:
+    def nowhere() -> Worker:
+        raise NotMeasured("it is nowhere")
+
+    others = {"gone": nowhere, "here": partial(Worker, "tests.test_benchmarks:one_side")}
+    rows = versus(Row(2, "a game", "x/s", "", Goal(1)), lambda s: 6 * s, others, Form(2, 0.5, True))
+    assert [r.cells()[2:5] for r in rows] == [
+        ["not measured: it is nowhere", "gone", "-"],
+        ["3 x/s", "here: 1.5", "2.00 (2.00 to 2.00)"],
+    ]
 
 
 def test_peers_that_cannot_be_installed_are_told_in_a_sentence(

@@ -6,8 +6,10 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import NotMeasured
+from benchmarks.worker import Worker
 
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 
@@ -30,6 +32,10 @@ class Peers:
         if self._problem:
             raise NotMeasured(self._problem)
         return str(self.folder / "bin" / "python")
+
+    def start(self, maker: str, **options: Any) -> Worker:
+        """A worker of `module:function` in this folder's package. Raises NotMeasured."""
+        return Worker(f"benchmarks.peers.{maker}", python=self.python, **options)
 
     @functools.cached_property
     def _problem(self) -> str:

@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(words: list[str]) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until others take over
     order = command_line.parse(words)
     from actors.game import make_game
 
@@ -198,7 +199,10 @@ def actor(words: list[str]) -> int:
 
     beats = Heartbeats.open(run_dir / "heartbeats")
     slot = int(actor_id)
-    return run_actor(config, run_dir, slot, int(incarnation), lambda: beats.beat(slot))
+    try:
+        return run_actor(config, run_dir, slot, int(incarnation), lambda: beats.beat(slot))
+    except SystemExit as left:  # 0 is for who was told goodbye
+        raise RuntimeError("the game wanted to end its process") from left
 
 
 def internal(verb: str, words: list[str]) -> list[str]:

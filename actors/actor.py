@@ -35,8 +35,7 @@ def run_actor(
             beat()
             learner.keep_alive()
 
-        # Neither a restarted actor nor one of a resumed run lives an earlier life again.
-        seed = [config.seed, 0, actor_id, incarnation, learner.env_steps]
+        seed = life_seed(config, actor_id, incarnation, learner.env_steps)
         player = Player(config, seed, alive)
         first = learner.first_weights()  # a resumed run must not start over with a random network
         player.load_weights(first.version, first.vector)
@@ -54,6 +53,14 @@ def run_actor(
         return 0 if learner.said_goodbye else 1
     finally:
         learner.close()
+
+
+def life_seed(config: Config, actor_id: int, incarnation: int, env_steps: int) -> list[int]:
+    """Of one life: neither a restarted actor nor one of a resumed run lives an earlier one again.
+
+    env_steps: of the whole run, at the beginning of this life.
+    """
+    return [config.seed, 0, actor_id, incarnation, env_steps]
 
 
 def actor_epsilon(config: Config, actor_id: int, env_steps: int) -> float:

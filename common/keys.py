@@ -121,6 +121,13 @@ def create_keys(folder: Path) -> None:
 
 
 def load_learner_keys(folder: Path) -> LearnerKeys:
+    """Raises ConfigError when they cannot be read, or when others could read or add to them."""
+    for path in (folder, folder / "authorized", *(folder / "authorized").glob("*.public")):
+        if path.exists() and path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise ConfigError(
+                f"Others can write {path}, and so let themselves in: look at who is authorized, "
+                f"then chmod go-w {path}."
+            )
     authorized = frozenset(_read(path) for path in sorted((folder / "authorized").glob("*.public")))
     return LearnerKeys(_read_secret(folder / "learner.secret"), authorized)
 

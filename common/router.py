@@ -34,6 +34,7 @@ from common.messages import (
 )
 from common.sessions import Session, Sessions
 
+_AWAY_SECONDS = 5.0  # a turn that should take one second and took so long: we were stopped
 _REPLACED = "this actor was silent too long, or another with its number took its place"
 
 
@@ -65,7 +66,6 @@ class LearnerEndpoint:
         self.spec = Spec.of(config)
         self.stats = TransportStats()
         self.steps_by_actor: dict[int, int] = {}
-        self.reports: dict[int, dict[str, float]] = {}  # actor id -> where its time goes
         self._silent_seconds = silent_seconds
         self._sessions = Sessions(config.chunk_transitions, config.window_chunks)
         self._inbox: collections.deque[Chunk] = collections.deque()
@@ -141,6 +141,11 @@ class LearnerEndpoint:
         return len(self._sessions)
 
     @property
+    def reports(self) -> dict[int, dict[str, float]]:
+        """Where the time of each actor goes, by actor id."""
+        return {session.actor_id: session.report for session in self._sessions}
+
+    @property
     def restarts(self) -> int:
         """Actors that came back with a new session."""
         return self._sessions.restarts
@@ -173,8 +178,12 @@ class LearnerEndpoint:
             poller = zmq.Poller()
             poller.register(self._router, zmq.POLLIN)
             poller.register(self._wake_reader.fileno(), zmq.POLLIN)
+            looked = time.monotonic()
             while not self._stopping:
                 ready = dict(poller.poll(1000))
+                before, looked = looked, time.monotonic()
+                if looked - before > _AWAY_SECONDS:
+                    self._sessions.excuse(looked - before)
                 if self._wake_reader.fileno() in ready:
                     self._wake_reader.recv(4096)
                 if self._router not in ready or self._receive_all():
@@ -230,7 +239,7 @@ class LearnerEndpoint:
         elif header.type == Type.PING:
             self._ack(session)
         elif header.type == Type.REPORT:
-            self.reports[session.actor_id] = messages.decode_report(frame)
+            session.report = messages.decode_report(frame)
         else:
             raise BadMessage(f"{header.type.name} is not for the learner")
 

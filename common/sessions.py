@@ -21,6 +21,7 @@ class Session:
     acked_seq: int = 0
     granted_seq: int = 0
     last_heard: float = field(default_factory=time.monotonic)
+    report: dict[str, float] = field(default_factory=dict)  # where the actor's time goes, in shares
 
     @property
     def owed(self) -> int:
@@ -70,6 +71,11 @@ class Sessions:
         for session in self:
             if session.last_heard < since:
                 self.fence(session)
+
+    def excuse(self, seconds: float) -> None:
+        """For so long nobody listened: what was not heard then is not held against them."""
+        for session in self:
+            session.last_heard += seconds
 
     def grant(self, transitions: float) -> list[Session]:
         """Give credit, a chunk at a time to whoever has least, the longest waiting first.

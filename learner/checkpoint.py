@@ -201,7 +201,10 @@ def load_newest(
         for other in newer:  # the run leaves their line: nothing may build on them any more
             aside = other.with_name(_ASIDE + other.name)
             shutil.rmtree(aside, ignore_errors=True)  # passed over at this very step before
-            other.rename(aside)
+            try:
+                other.rename(aside)
+            except OSError as error:  # nothing can be saved there now, but the run can be looked at
+                log(f"It cannot be put aside: {error}")
         return tensors, state
     raise NoCheckpoint(f"No checkpoint in {folder} verifies: start a new run.")
 

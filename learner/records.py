@@ -182,7 +182,7 @@ class Records:
                 {str(i): float(n) for i, n in dict(transport.steps_by_actor).items()}
             )
             values |= {f"actors/{i}/steps_per_s": speed for i, speed in speeds.items()}
-            for actor_id, shares in list(transport.reports.items()):
+            for actor_id, shares in transport.reports.items():
                 values |= {f"timings/actor-{actor_id}/{k}": share for k, share in shares.items()}
         rates = self._rates.per_second(counts)
         self._speed, self._update_speed = rates["env_steps"], rates["updates"]

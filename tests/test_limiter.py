@@ -1,40 +1,71 @@
 """The limiter keeps its published promise and never deadlocks."""
 
+import hypothesis
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from common.errors import ConfigError
+from common.sessions import Sessions
 from learner.limiter import Limiter
+from tests.builders import config
 
 
-@settings(max_examples=200, deadline=None)
+@hypothesis.settings(max_examples=200, deadline=None)
 @given(
-    ratio=st.floats(0.01, 64),
-    slack=st.floats(1, 50),
-    starts=st.integers(1, 2_000),
+    ratio=st.floats(0.001, 1_000),
+    tolerance=st.one_of(st.just(0.0), st.floats(1, 1e6)),
+    starts=st.integers(1, 3_000),
     batch=st.integers(1, 512),
-    chunk=st.integers(1, 64),
+    chunk=st.integers(1, 1_024),
+    window=st.integers(1, 16),
+    actors=st.integers(1, 4),
     seed=st.integers(0, 1_000),
 )
-def test_whatever_the_order_of_events_the_bounds_hold_and_someone_may_go_on(
-    ratio: float, slack: float, starts: int, batch: int, chunk: int, seed: int
+def test_no_accepted_setting_deadlocks_and_the_bounds_hold(
+    ratio: float,
+    tolerance: float,
+    starts: int,
+    batch: int,
+    chunk: int,
+    window: int,
+    actors: int,
+    seed: int,
 ) -> None:
-    tolerance = slack * (batch + ratio * chunk)  # the least that Config accepts, and more
-    limiter = Limiter(ratio, tolerance, starts)
+    """Learner and actors in any order, credit as it is given, chunks full or cut short."""
+    try:
+        settings = config(
+            samples_per_insert=ratio,
+            samples_per_insert_tolerance=tolerance,
+            learning_starts_transitions=starts,
+            batch_size=batch,
+            chunk_transitions=chunk,
+            window_chunks=window,
+            actors=actors,
+            replay_transitions=20_000,
+        )
+    except ConfigError:
+        assume(False)
+    limiter = Limiter(ratio, settings.tolerance_samples, starts)
+    sessions = Sessions(chunk, window)
+    for i in range(actors):
+        sessions.open(100 + i, i, b"route", "")
     rng = np.random.default_rng(seed)
     inserted = sampled = 0
-    for _ in range(400):
-        may_insert = inserted + chunk <= limiter.insert_limit(sampled)
+    for _ in range(300):
+        sessions.grant(limiter.insert_limit(sampled) - inserted)
+        sending = [session for session in sessions if session.owed]
         may_sample = limiter.may_sample(inserted, sampled)
-        assert may_insert or may_sample, "deadlock"
-        if may_insert and (not may_sample or rng.random() < 0.5):
-            inserted += chunk
+        assert sending or may_sample, "deadlock"
+        if sending and (not may_sample or rng.random() < 0.5):
+            sending[rng.integers(len(sending))].acked_seq += 1
+            inserted += int(rng.integers(1, chunk + 1)) if rng.random() < 0.3 else chunk
         else:
             sampled += batch
         earned = ratio * (inserted - starts)
         assert sampled <= max(0.0, earned) + batch
         if inserted >= starts:
-            assert earned - sampled <= tolerance * (1 + 1e-9)
+            assert earned - sampled <= (settings.tolerance_samples + ratio * chunk) * (1 + 1e-9)
 
 
 def test_the_book_trains_once_per_env_step_after_10_000() -> None:

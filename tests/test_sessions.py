@@ -42,6 +42,16 @@ def test_a_new_life_fences_the_old_and_its_credit_returns() -> None:
     assert sessions.grant(10) == [new]
 
 
+def test_nobody_is_silent_while_nobody_listened() -> None:
+    sessions = sessions_of(2)
+    began = min(s.last_heard for s in sessions)
+    sessions.excuse(40.0)
+    sessions.fence_silent(began + 39.0)
+    assert len(sessions) == 2
+    sessions.fence_silent(began + 41.0)
+    assert len(sessions) == 0
+
+
 def test_the_silent_are_fenced_and_only_they() -> None:
     sessions = sessions_of(2)
     silent, heard = sessions

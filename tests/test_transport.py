@@ -4,7 +4,6 @@ import contextlib
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,17 +25,13 @@ from common.keys import (
 from common.messages import Chunk, Header, Spec, Type, Weights
 from common.router import LearnerEndpoint
 from tests.builders import chunk_of, config
+from tests.running import until
 
 SIZE = 10  # floats in the weights of these tests
 
 
 def eventually(what: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """The first truthy answer; fails when there is none in time."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, "it never happened"
-        threading.Event().wait(0.005)
-    return answer
+    return until(what, seconds, 0.005)
 
 
 @contextlib.contextmanager
@@ -374,6 +369,54 @@ def test_keys_admit_who_is_authorized_and_nobody_else(tmp_path: Path) -> None:
             actor.handshake(30)
             actor.send(chunk_of(Spec.of(small), 16, 9))
             eventually(learner.drain)
+
+
+def test_a_session_is_bound_to_the_key_that_opened_it(tmp_path: Path) -> None:
+    create_keys(tmp_path / "keys")
+    create_keys(tmp_path / "others")
+    public = (tmp_path / "others" / "actor.public").read_bytes()
+    (tmp_path / "keys" / "authorized" / "other.public").write_bytes(public)
+    first = load_actor_keys(tmp_path / "keys")
+    other = load_actor_keys(tmp_path / "others")
+    other = type(other)(other.secret, other.public, first.learner)
+    small = config()
+    learner = LearnerEndpoint(small, "tcp://127.0.0.1:*", load_learner_keys(tmp_path / "keys"))
+    address = learner._router.getsockopt_string(zmq.LAST_ENDPOINT)
+    learner.set_insert_limit(1_000, 0)
+    learner.start(0)
+    with (
+        stopping(learner),
+        contextlib.closing(ActorEndpoint(small, address, 0, SIZE, first)) as victim,
+        contextlib.closing(ActorEndpoint(small, address, 1, SIZE, other)) as thief,
+    ):
+        victim.handshake(30)
+        thief.handshake(30)
+        chunk = chunk_of(Spec.of(small), 16, 9)
+        hello = messages.Hello(0, small.agreement_hash(), small.agreement())
+        for stolen in (
+            messages.encode_chunk(victim.session, 1, chunk),
+            messages.encode(Header(Type.PING, victim.session)),
+            messages.encode_report(victim.session, {"play": 1.0}),
+            messages.encode_hello(victim.session, hello),
+        ):
+            before = learner.stats.refused
+            thief._transmit(stolen)
+            eventually(lambda n=before: learner.stats.refused > n)
+        assert learner.drain() == [] and learner.reports == {0: {}, 1: {}}
+        victim.send(chunk)  # its number 1 is still its own
+        assert len(eventually(learner.drain)) == 1
+
+
+def test_keys_that_others_could_add_to_are_refused(tmp_path: Path) -> None:
+    create_keys(tmp_path / "keys")
+    authorized = tmp_path / "keys" / "authorized"
+    for path in (authorized, authorized / "actor.public", tmp_path / "keys"):
+        mode = path.stat().st_mode
+        path.chmod(mode | 0o002)
+        with pytest.raises(ConfigError, match=f"Others can write {path}, and so let themselves in"):
+            load_learner_keys(tmp_path / "keys")
+        path.chmod(mode)
+    load_learner_keys(tmp_path / "keys")
 
 
 def test_secret_keys_that_others_can_read_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from actors.actor import life_seed
 from actors.player import Player
 from common.presets import make_config
 from tests.builders import CATCH
@@ -151,7 +152,7 @@ def lives_differ(folder: Path, long: bool) -> dict[int, str]:
     lives = [(actor, life, begun) for actor in range(3) for life in (0, 1) for begun in (0, 500)]
     digests = set()
     for actor, life, begun in lives:
-        player = Player(config, [config.seed, 0, actor, life, begun])
+        player = Player(config, life_seed(config, actor, life, begun))
         sums = [hashlib.sha256() for _ in player.games]
         for _ in range(env_steps):
             for obs, digest in zip(player.obs, sums, strict=True):

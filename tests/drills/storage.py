@@ -1,161 +1,73 @@
 """Disks and checkpoints: crashes while saving, damage, no room."""
 
 import contextlib
-import copy
 import ctypes
-import os
+import itertools
 import random
 import resource
 import shutil
-import signal
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from common.errors import NoCheckpoint
 from common.messages import Spec
 from common.presets import make_config
-from learner.checkpoint import Checkpointer, Snapshot, list_checkpoints, load_newest, verify
+from learner.checkpoint import list_checkpoints, verify
 from learner.learner import Learner
-from learner.replay import Replay, UniformSampler
-from tests.builders import chunk_of, config
+from tests.builders import chunk_of
+from tests.drills.saver import Server, add_chunk, filled, load, save
 from tests.drills.system import System, checkpoints, chooser
 from tests.running import until
 
-SMALL = config(replay_transitions=256, learning_starts_transitions=64)
-SPEC = Spec.of(SMALL)
-CRASHED = 9  # exit code of a child that died where it was told to
 
-
-def empty_replay() -> Replay:
-    return Replay(SMALL, UniformSampler(np.random.default_rng(0)))
-
-
-def save(folder: Path, replay: Replay, number: int) -> None:
-    tensors = {"online.w": torch.full((20_000,), float(number))}
-    chunks = list(replay.chunks)
-    checkpointer = Checkpointer(folder, replay, keep=2)
-    checkpointer.save_now(Snapshot(number, tensors, {"number": number}, chunks))
-    if checkpointer.error:
-        raise checkpointer.error
-
-
-def load(folder: Path) -> int:
-    """-> the number of the checkpoint that a resume would use, its contents checked."""
-    replay = empty_replay()
-    tensors, state = load_newest(folder, replay, check=lambda state: None, log=lambda text: None)
-    number = int(state["number"])
-    assert tensors["online.w"].eq(number).all()
-    assert replay.end_id == 16 * number, "the replay belongs to another checkpoint"
-    return number
-
-
-def filled(folder: Path, saves: int) -> Replay:
-    """So many checkpoints, numbered from 1, and the replay that the last one holds."""
-    folder.mkdir()
-    replay = empty_replay()
-    for number in range(1, saves + 1):
-        replay.add(chunk_of(SPEC, 16, 20 * number))
-        save(folder, replay, number)
-    return replay
-
-
-def in_a_child(work: Callable[[], None], seconds: float | None = None) -> int:
-    """Run in a fork; killed after `seconds`. -> what waitpid says."""
-    pid = os.fork()
-    if not pid:
-        try:
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(pid, signal.SIGKILL)
-    return os.waitpid(pid, 0)[1]
-
-
-class DiesAt:
-    """Ends the process at the nth call of anything that changes the disk."""
-
-    CALLS = ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir", "open", "write")
-
-    def __init__(self, call: int) -> None:
-        self.left = call
-        for name in self.CALLS:
-            setattr(os, name, self._wrap(getattr(os, name)))
-
-    def _wrap(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        def dying(*args: Any, **kwargs: Any) -> Any:
-            self.left -= 1
-            if self.left < 0:
-                os._exit(CRASHED)
-            return real(*args, **kwargs)
-
-        return dying
-
-
-def crash_everywhere(folder: Path, again: bool) -> int:
+def crash_everywhere(server: Server, folder: Path, again: bool) -> int:
     """One crash per call that changes the disk. again: the save replaces one of the same name.
 
     -> calls that a save makes.
     """
-    before = filled(folder / f"{again}", 2)
-    for call in range(10_000):
-        place = Path(shutil.copytree(folder / f"{again}", folder / f"{again}-{call}"))
-        replay = copy.deepcopy(before)
-        if not again:
-            replay.add(chunk_of(SPEC, 16, 500))
-
-        def crash(place: Path = place, replay: Replay = replay, call: int = call) -> None:
-            DiesAt(call)
-            save(place, replay, 2 if again else 3)
-
-        ended = in_a_child(crash)
-        assert os.WIFEXITED(ended) and os.WEXITSTATUS(ended) in (0, CRASHED), "saving failed"
-        loaded = load(place)
-        assert loaded in ((2,) if again else (2, 3)), "the checkpoint before is gone"
-        assert ended or loaded == (2 if again else 3), "a save that ended is not there"
+    before = folder / f"before-{again}"
+    filled(before, 2)
+    for call in itertools.count():
+        place = Path(shutil.copytree(before, folder / f"crash-{again}-{call}"))
+        crashed = server.crash(place, call, again)
+        number, replay = load(place)
+        assert number in ((2,) if again else (2, 3)), "the checkpoint before is gone"
+        assert crashed or number == (2 if again else 3), "a save that ended is not there"
         while replay.end_id < 16 * 4:
-            replay.add(chunk_of(SPEC, 16, 600))
+            add_chunk(replay)
         save(place, replay, 4)  # and the next save is none the worse
-        assert load(place) == 4
+        assert load(place)[0] == 4
         assert not list(place.glob("unfinished-*"))
         shutil.rmtree(place)
-        if not ended:
-            assert call > 10, "the steps of saving were not seen"
-            return call
-    raise AssertionError("saving never came to its end")
+        if not crashed:
+            break
+    assert call > 20, "the steps of saving were not seen"
+    return call
 
 
 def saving_crashes(folder: Path, long: bool) -> dict[int, str]:
     """Row 5: a crash at every single step of saving, and kills at random moments of it."""
-    steps = sum(crash_everywhere(folder, again) for again in (False, True))
-    kills, choose = (100 if long else 20), chooser(5)
-    first = filled(folder / "first", 1)
-    for turn in range(kills):
-        place = Path(shutil.copytree(folder / "first", folder / f"kill-{turn}"))
-        replay = copy.deepcopy(first)
-
-        def many(place: Path = place, replay: Replay = replay) -> None:
-            for number in range(2, 10_000):
-                replay.add(chunk_of(SPEC, 16, number))
-                save(place, replay, number)
-
-        in_a_child(many, choose.uniform(0.0, 0.15))
-        assert load(place) >= 1
-        shutil.rmtree(place)
+    kills, choose, loaded, midway = (100 if long else 20), chooser(5), [], 0
+    filled(folder / "first", 1)
+    with Server() as server:
+        steps = sum(crash_everywhere(server, folder, again) for again in (False, True))
+        for turn in range(kills):
+            place = Path(shutil.copytree(folder / "first", folder / f"kill-{turn}"))
+            server.kill(place, choose.uniform(0.02, 0.25))
+            midway += bool(list(place.glob("unfinished-*")))
+            loaded.append(load(place)[0])
+            shutil.rmtree(place)
+    assert statistics.median(loaded) > 1 and midway, "hardly anything was saved meanwhile"
     pause, transitions = pause_for_a_checkpoint(folder, long)
     assert pause <= 0.2, f"training paused {1000 * pause:.0f} ms for a checkpoint"
     return {
-        5: f"a crash at each of {steps} steps of saving and {kills} kills at random moments: each "
-        "time the newest complete checkpoint or the one before was loaded; training paused "
-        f"{1000 * pause:.0f} ms for a checkpoint of {transitions:,} transitions (preset pong)"
+        5: f"a crash at each of {steps} steps of saving and {kills} kills while saving ({midway} "
+        "in the middle of it): each time the newest complete checkpoint or the one before was "
+        f"loaded; training paused {1000 * pause:.0f} ms for a checkpoint of {transitions:,} "
+        "transitions (preset pong)"
     }
 
 
@@ -171,6 +83,7 @@ def pause_for_a_checkpoint(folder: Path, long: bool) -> tuple[float, int]:
     learner.save()
     pause = time.monotonic() - began
     until(lambda: not learner.checkpoints.busy, 60)
+    learner.records.metrics.close()
     assert not learner.checkpoints.error
     return pause, len(learner.replay)
 
@@ -204,7 +117,7 @@ def checkpoints_rot(folder: Path, long: bool) -> dict[int, str]:
         newest, before = list_checkpoints(place)
         kind = damage(newest, choose)
         kinds[kind] = kinds.get(kind, 0) + 1
-        assert load(place) == 2, f"{kind} was not noticed"
+        assert load(place)[0] == 2, f"{kind} was not noticed"
         damage(before, choose)
         try:
             load(place)
@@ -255,8 +168,8 @@ def no_room(folder: Path, long: bool) -> dict[int, str]:
             until(lambda: checkpoints(system), 30)
             if long:
                 seen = [survives(system, [way], 75) for way in ways]
-            else:
-                seen = [survives(system, ways, 6)]
+            else:  # the one keeps checkpoints from being made, the other rows from being written
+                seen = [survives(system, [growth_forbidden, read_only], 6)]
             assert system.end() == 130, system.text
             system.account()
             rows = [float(row["env_steps"]) for row in system.rows()]
@@ -288,8 +201,8 @@ def survives(system: System, ways: list[Way], seconds: float) -> str:
     until(lambda: {path.name for path in checkpoints(system)} - still, 30)
     names = " and ".join(way.__name__.replace("_", " ") for way in ways)
     rate = went_on / seconds
-    assert rate > 0.5 * rate_before, f"{names}: {rate:.1f} updates/s, {rate_before:.1f} before"
-    assert 1 <= warnings <= 1 + seconds // 60, f"{names}: {warnings} warnings in {seconds:g} s"
+    assert rate > 0.25 * rate_before, f"{names}: {rate:.1f} updates/s, {rate_before:.1f} before"
+    assert warnings == 1 + seconds // 60, f"{names}: {warnings} warnings in {seconds:g} s"
     assert still == kept and still, "checkpoints came or went while nothing could be written"
     return (
         f"{names} for {seconds:g} s: {went_on} updates went on, {warnings} warning(s), earlier "
@@ -304,8 +217,10 @@ def growth_forbidden(system: System) -> Iterator[None]:
     assert learner
     soft, hard = resource.prlimit(learner.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(learner.pid, resource.RLIMIT_FSIZE, (1, hard))
-    yield
-    resource.prlimit(learner.pid, resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(learner.pid, resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextlib.contextmanager
@@ -314,9 +229,11 @@ def read_only(system: System) -> Iterator[None]:
     folders = [system.run_dir, system.run_dir / "checkpoints"]
     for folder in folders:
         folder.chmod(0o555)
-    yield
-    for folder in folders:
-        folder.chmod(0o755)
+    try:
+        yield
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
 
 
 @contextlib.contextmanager
@@ -328,8 +245,10 @@ def full_disk(system: System) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(size))
-    yield
-    filler.unlink()
+    try:
+        yield
+    finally:
+        filler.unlink()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,6 @@ from tests.drills import DRILLS
 
 
 @pytest.mark.parametrize("name", DRILLS)
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(230, method="signal")  # so that what was started is ended too
 def test_drill(name: str, tmp_path: Path) -> None:
     assert DRILLS[name](tmp_path, False)

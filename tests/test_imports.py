@@ -65,7 +65,10 @@ EXECUTE = {"pickle", "cloudpickle", "shelve", "marshal", "dill", "joblib", "yaml
 BUILT_IN = {"eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name)
+TOOLS = sorted(p for room in ("tuning", "benchmarks") for p in (ROOT / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES + TOOLS, ids=name)
 def test_nothing_that_executes_what_it_reads_is_used(path: Path) -> None:
     assert executing(path.read_text()) == set()
 
@@ -77,6 +80,7 @@ def test_nothing_that_executes_what_it_reads_is_used(path: Path) -> None:
         "from torch import load", "import numpy as n\nn.load(path)", "from numpy import load as l",
         "eval(text)", "exec(text)", "builtins.eval(text)", "__import__(name)",
         "socket.recv_pyobj()", "torch.jit.load(path)", "yaml.load(text)", "from joblib import load",
+        "read = torch.load", "partial(torch.load, path)",
     ],
 )  # fmt: skip
 def test_what_would_execute_is_found(code: str) -> None:
@@ -93,10 +97,10 @@ def executing(code: str) -> set[str]:
             ours = (node.module or "").startswith("safetensors")
             names = {a.name for a in node.names} & {"load", "loads"} - ({"load"} if ours else set())
             found |= names | ({node.module or ""} & EXECUTE)
-        elif isinstance(node, ast.Call):
-            called = ast.unparse(node.func)
-            last = called.rsplit(".", 1)[-1]
-            executes = called in BUILT_IN or last in ("recv_pyobj", "send_pyobj")
-            if executes or (last in ("load", "loads") and called != "json.loads"):
-                found.add(called)
+        elif isinstance(node, ast.Name | ast.Attribute):  # called or handed on
+            used = ast.unparse(node)
+            last = used.rsplit(".", 1)[-1]
+            executes = used in BUILT_IN or last in ("recv_pyobj", "send_pyobj")
+            if executes or ("." in used and last in ("load", "loads") and used != "json.loads"):
+                found.add(used)
     return found

@@ -1,6 +1,8 @@
 """The whole program as a user runs it: real processes, real Pong, bad input, kills, resume."""
 
+import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -8,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from common.lifeline import Heartbeats
+from launch import main
+from tests.builders import config
 from tests.running import (
     ROOT,
     all_rows,
@@ -85,6 +90,40 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
         assert values == sorted(values), column
     epsilons = [float(row["epsilon"]) for row in rows]
     assert epsilons == sorted(epsilons, reverse=True)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_end_before_anything_has_begun_it_says_so(
+    tmp_path: Path, signum: signal.Signals
+) -> None:
+    """While the game's module is imported, which here takes for ever."""
+    module = tmp_path / "slow_game.py"
+    module.write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with launch("--env", "slow_game:Slow-v0", cwd=tmp_path, env=environment) as process:
+        until((tmp_path / "begun").exists, 30)
+        process.send_signal(signum)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Interrupted before anything had begun." in output and "Traceback" not in output
+
+
+def test_a_game_that_ends_its_process_is_not_taken_for_a_goodbye(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leave(*_: object) -> int:
+        raise SystemExit(0)
+
+    import actors.actor
+
+    monkeypatch.setattr("launch.die_with_parent", lambda pid: None)
+    monkeypatch.setattr(actors.actor, "run_actor", leave)
+    (tmp_path / "config.json").write_text(config().to_json())
+    with (
+        contextlib.closing(Heartbeats.create(tmp_path / "heartbeats", 2)),
+        pytest.raises(RuntimeError, match="the game wanted to end its process"),
+    ):
+        main(["actor", str(tmp_path), "1", "0", "0"])
 
 
 def test_a_learner_that_is_interrupted_itself_saves(tmp_path: Path) -> None:

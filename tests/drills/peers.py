@@ -18,7 +18,7 @@ from common.keys import ActorKeys
 from common.messages import Spec
 from tests.builders import config
 from tests.drills.endpoint import WEIGHTS_SIZE, numbered
-from tests.running import ROOT, free_address, until
+from tests.running import ROOT, until
 
 SMALL = config(samples_per_insert=1.0, window_chunks=8, samples_per_insert_tolerance=2_000.0)
 SPEC = Spec.of(SMALL)
@@ -30,16 +30,17 @@ class RemoteLearner:
     """tests/drills/endpoint.py, running."""
 
     def __init__(self, folder: Path, settings: Config = SMALL, keys: str = "") -> None:
-        self.address = free_address()
         path = folder / "endpoint.json"
         path.write_text(settings.to_json())
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _ENDPOINT, str(path), self.address, keys],
+            [sys.executable, "-c", _ENDPOINT, str(path), keys],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+        assert self.process.stdout
+        self.address = self.process.stdout.readline().strip()
         self.stats: dict[str, Any] = {}
         self.most_rss = 0
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -57,7 +58,11 @@ class RemoteLearner:
 
     def __exit__(self, *failed: object) -> None:
         self.close_input()
-        code = self.process.wait(20)
+        try:
+            code = self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
         self._reader.join(10)
         assert self.process.stdout
         self.process.stdout.close()
@@ -127,7 +132,7 @@ class HonestActor:
                     time.sleep(0.002)
                 if self._stop.is_set():
                     break
-            until(lambda: self.endpoint.poll() or not self.endpoint.unacknowledged, 30)
+            until(lambda: (self.endpoint.poll(), not self.endpoint.unacknowledged)[1], 30)
         except BaseException as error:
             self.error = error
 
@@ -191,5 +196,7 @@ class Proxy:
     def close(self) -> None:
         self.hole.clear()
         self.deaf.clear()
+        with contextlib.suppress(OSError):
+            self.server.shutdown(socket.SHUT_RDWR)  # closing alone does not end an accept()
         self.server.close()
         self.cut()

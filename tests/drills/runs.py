@@ -25,14 +25,16 @@ def soak(folder: Path, long: bool) -> dict[int, str]:
     flags = {"replay_transitions": "5000", "checkpoint_period_seconds": "30"}
     with System(folder, actors=2, environment={"STAMPED_JOURNAL": ""}, **flags) as system:
         system.until_learning()
+        at_first = of_the_run(system)
         began, seen = time.monotonic(), []
         while (minute := (time.monotonic() - began) / 60) < minutes:
-            for name, process in processes(system).items():
+            for name, process in of_the_run(system).items():
                 with process.oneshot():
                     megabytes = process.memory_info().rss / 2**20
                     seen.append((name, minute, megabytes, process.num_fds(), process.num_threads()))
             time.sleep(minutes * 60 / 200)
         env_steps = int(system.rows()[-1]["env_steps"])
+        assert of_the_run(system) == at_first, "a process was replaced"
         assert system.end() == 130, system.text
     told = []
     for name in sorted({row[0] for row in seen}):
@@ -42,7 +44,8 @@ def soak(folder: Path, long: bool) -> dict[int, str]:
         floor = np.minimum.reduceat(megabytes, np.arange(0, len(megabytes), 8))
         at = np.minimum.reduceat(minute, np.arange(0, len(minute), 8))
         growth = float(np.polyfit(at / 60, floor, 1)[0]) if len(at) > 2 else 0.0
-        told.append(f"{name} {growth:+.2f} MB/h at {megabytes.mean():.0f} MB")
+        grows = f"{growth:+.2f} MB/h at " if long else ""
+        told.append(f"{name} {grows}{megabytes.mean():.0f} MB")
         if long:
             assert growth < 1.0, f"{name} grows by {growth:.2f} MB/h"
         half = len(rows) // 2
@@ -55,7 +58,7 @@ def soak(folder: Path, long: bool) -> dict[int, str]:
     }
 
 
-def processes(system: System) -> dict[str, psutil.Process]:
+def of_the_run(system: System) -> dict[str, psutil.Process]:
     actors = {f"actor {i}": p for i, p in system.actor_processes().items()}
     learner = system.learner
     assert learner
@@ -65,14 +68,14 @@ def processes(system: System) -> dict[str, psutil.Process]:
 def ratio_holds(folder: Path, long: bool) -> dict[int, str]:
     """Row 18: samples per insert over any 60 s (quick: 6 s) within 1 % of the setting."""
     if long:  # Pong, as it is by default
-        seconds, window, limit = 240, 60.0, 0.01
+        seconds, window = 240, 60.0
         flags = {
             "env": "PongNoFrameskip-v4", "envs_per_actor": "8", "chunk_transitions": "64",
             "window_chunks": "16", "batch_size": "32", "samples_per_insert": "1.2",
             "learning_starts_transitions": "10000", "log_period_seconds": "1",
         }  # fmt: skip
-    else:  # a chunk is 16 transitions, and 6 s are few of them
-        seconds, window, limit = 9, 6.0, 0.04
+    else:
+        seconds, window = 9, 6.0
         flags = {"samples_per_insert": "4", "samples_per_insert_tolerance": "100"}
     with System(folder, **flags) as system:
         system.until_learning(100)
@@ -85,17 +88,19 @@ def ratio_holds(folder: Path, long: bool) -> dict[int, str]:
         for row in periods
         if int(row["updates"]) > 100
     ]
-    worst, windows = 0.0, 0
+    ratio, worst, windows = config.samples_per_insert, 0.0, 0
+    step = ratio * config.chunk_transitions + config.batch_size  # finer than this no count can be
     for a, b in itertools.combinations(points, 2):
         if window <= b[0] - a[0] <= window + 1.0:
             windows += 1
-            ratio = (b[2] - a[2]) / (b[1] - a[1])
-            worst = max(worst, abs(ratio / config.samples_per_insert - 1))
+            due = ratio * (b[1] - a[1])
+            worst = max(worst, (abs(b[2] - a[2] - due) - step) / due)
     assert windows > 3
-    assert worst <= limit, f"off by {100 * worst:.2f} %"
+    assert worst <= 0.01, f"off by {100 * worst:.2f} %"
     return {
-        18: f"{windows} windows of {window:.0f} s: at most {100 * worst:.2f} % off "
-        f"{config.samples_per_insert:g}; no accepted setting deadlocks: tests/test_limiter.py",
+        18: f"{windows} windows of {window:.0f} s: at most {100 * max(worst, 0):.2f} % off "
+        f"{ratio:g} (beyond the {step:.0f} samples of a chunk and a batch); no accepted setting "
+        "deadlocks: tests/test_limiter.py",
     }
 
 
@@ -110,7 +115,7 @@ def resumes_without_a_cliff(folder: Path, long: bool) -> dict[int, str]:
         "chunk_transitions": "64", "window_chunks": "16", "max_minutes": "20", "seed": "1",
     }  # fmt: skip
     with System(folder, actors=1, **flags) as system:
-        until(lambda: mean_of_last(system, 100) > 8.0, 240, 0.5)
+        until(lambda: mean_of_last(system, 100) > 8.0, 150, 0.5)
         before, after = [], []
         for _ in range(times):
             assert system.end() == 130, system.text

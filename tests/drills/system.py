@@ -1,5 +1,7 @@
 """The whole program on the stamped game, run and watched from outside."""
 
+import contextlib
+import itertools
 import math
 import os
 import random
@@ -11,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import numpy as np
 import psutil
@@ -78,14 +80,11 @@ class System:
             env={**os.environ, **self.environment},
             preexec_fn=self._prepare,
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
         assert self.process.stdout
-        with self.process.stdout as stream:
-            for line in stream:
-                self._lines.append(line)
+        self._reader = threading.Thread(
+            target=_read, args=[self.process.stdout, self._lines], daemon=True
+        )
+        self._reader.start()
 
     def resume(self, **flags: str) -> None:
         words = ["--resume", str(self.run_dir)]
@@ -100,7 +99,8 @@ class System:
         self.process.kill()
         self.process.wait()
         for process in processes_of(self.run_dir):
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it dies with its parent
+                process.kill()
         self._reader.join(10)
 
     @property
@@ -127,6 +127,15 @@ class System:
         """Has this process taken a step?"""
         return any(path.stat().st_size for path in self.journal.glob(f"{actor.pid}-*"))
 
+    def silent_seconds(self) -> list[float]:
+        """How long ago each process that has died took its last step."""
+        alive = {actor.pid for actor in self.actor_processes().values()}
+        last: dict[int, float] = {}
+        for path in self.journal.glob("*-*"):
+            pid = int(path.name.split("-")[0])
+            last[pid] = max(last.get(pid, 0.0), path.stat().st_mtime)
+        return [time.time() - at for pid, at in last.items() if pid not in alive]
+
     def updates(self) -> int:
         return int(last_row(self.run_dir)["updates"])
 
@@ -150,6 +159,16 @@ class System:
 
     def rows(self) -> list[dict[str, str]]:
         return all_rows(self.run_dir)
+
+    def longest_idle_seconds(self) -> float:
+        """Longest time without an update, once there was one, as far as the rows can tell."""
+        rows = [row for row in self.rows() if row["kind"] == "period" and int(row["updates"])]
+        points = [(float(row["wall_seconds"]), int(row["updates"])) for row in rows]
+        since, longest = points[0][0], 0.0
+        for (_, before), (now, updates) in itertools.pairwise(points):
+            longest = max(longest, now - since)
+            since = now if updates > before else since
+        return longest
 
     def wall_seconds_at(self, env_steps: int) -> float:
         """Of the run, when it had taken so many env steps, as its records tell."""
@@ -197,6 +216,11 @@ class System:
             f"chunks none missing; at most {max(steps_missing)} of one process were under way "
             f"(limit {most})"
         )
+
+
+def _read(stream: TextIO, lines: list[str]) -> None:
+    with stream:
+        lines.extend(stream)
 
 
 def checkpoints(system: System) -> list[Path]:

@@ -35,7 +35,7 @@ def bad_links(folder: Path, long: bool) -> dict[int, str]:
     seen: dict[int, str] = {}
     for keys in ("", str(folder / "keys")) if long else ("",):
         with_keys = " with keys" if keys else ""
-        for row, text in bad_link(folder, keys, *((60, 30) if long else (8, 10))).items():
+        for row, text in bad_link(folder, keys, *((60, 30) if long else (5, 10))).items():
             seen[row] = f"{seen[row]};{with_keys}: {text}" if row in seen else text
     return seen
 
@@ -107,7 +107,7 @@ def mismatches(folder: Path, long: bool) -> dict[int, str]:
             ({"gamma": 0.5}, 1, "gamma is 0.5"),
             ({}, 2, "protocol version 2, expected 1"),
         ]
-        for other, version, named in cases if long else cases[3:]:
+        for other, version, named in cases if long else cases[4:]:
             refused_by_name(run_dir, dataclasses.replace(ours, **other), version, named)
         before = learner.taken_of(1)
         until(lambda: learner.taken_of(1) > before + 10, 10)
@@ -121,7 +121,7 @@ def mismatches(folder: Path, long: bool) -> dict[int, str]:
         assert "a return is not finite" in system.text
         assert "it is not restarted" in system.text and "Traceback" not in system.text
     return {
-        12: f"{len(cases if long else cases[3:])} mismatches refused by name, exit code 3; a game "
+        12: f"{len(cases if long else cases[4:])} mismatches refused by name, exit code 3; a game "
         "that rewards NaN and weights that are NaN: the same, not restarted; a stale version is "
         "not taken; the learner went on"
     }
@@ -192,7 +192,7 @@ def stale_weights() -> None:
 
 def crowd(folder: Path, long: bool) -> dict[int, str]:
     """Row 16: 64 actors against a learner that is made ten times slower than it can be."""
-    seconds, actors = 60 if long else 8, 64
+    seconds, actors = 60 if long else 5, 64
     settings = config(samples_per_insert=1.0, window_chunks=8, actors=actors)
     chunk_bytes = (settings.chunk_transitions + 3 + settings.n_step) * 7056
     with RemoteLearner(folder, settings) as learner:

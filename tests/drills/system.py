@@ -52,7 +52,7 @@ class System:
     def __init__(
         self,
         folder: Path,
-        actors: int = 2,
+        actors: int = 1,
         environment: dict[str, str] | None = None,
         prepare: Callable[[], None] | None = None,
         **flags: str,

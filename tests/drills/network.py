@@ -35,7 +35,7 @@ def bad_links(folder: Path, long: bool) -> dict[int, str]:
     seen: dict[int, str] = {}
     for keys in ("", str(folder / "keys")) if long else ("",):
         with_keys = " with keys" if keys else ""
-        for row, text in bad_link(folder, keys, *((60, 30) if long else (5, 10))).items():
+        for row, text in bad_link(folder, keys, *((60, 30) if long else (4, 9))).items():
             seen[row] = f"{seen[row]};{with_keys}: {text}" if row in seen else text
     return seen
 

@@ -131,7 +131,7 @@ def fuzzed(folder: Path, long: bool) -> dict[int, str]:
         junk_began, refused = time.monotonic(), learner.stats["refused"]
         taken = learner.taken_of(0)
         send_junk(learner.address, live, choose)
-        while time.monotonic() - junk_began < 8:  # fewer chunks would not tell 95 % from 100
+        while time.monotonic() - junk_began < 6:  # fewer chunks would not tell 95 % from 100
             send_junk(learner.address, 1_000, choose)
         nested = messages.encode(Header(Type.HELLO, 7), [3, "abc", {"env": nest(1_000)}])
         send_one(learner.address, nested)
@@ -218,7 +218,7 @@ def strangers(folder: Path, long: bool) -> dict[int, str]:
                 with socket.create_connection(place) as link, contextlib.suppress(OSError):
                     link.sendall(choose.randbytes(choose.randint(1, 5_000)))
             endless_bytes = endless_multipart(place, seconds=10 if long else 2)
-            time.sleep(max(1.0, began + 8 - time.monotonic()))
+            time.sleep(max(1.0, began + 6 - time.monotonic()))
             beside = (learner.taken_of(0) - taken) / (time.monotonic() - began)
             grown = learner.most_rss - memory
             for link in idle:

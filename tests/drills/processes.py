@@ -55,7 +55,7 @@ def actors_die_and_stop(folder: Path, long: bool) -> dict[int, str]:
 
 def learner_stalls(folder: Path, long: bool) -> dict[int, str]:
     """Row 3: the learner stops for 40 s and goes on."""
-    seconds = 40 if long else 10  # longer than actors, and the transport's patience, wait
+    seconds = 40 if long else 9  # longer than actors, and the transport's patience, wait
     with System(folder, actors=2, checkpoint_period_seconds="0") as system:
         system.until_learning()
         until(lambda: len(system.actor_processes()) == 2, 20)

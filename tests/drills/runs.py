@@ -19,7 +19,7 @@ from tests.running import until
 
 def soak(folder: Path, long: bool) -> dict[int, str]:
     """Row 17: an hour of a cheap game; memory, descriptors and threads must not grow."""
-    minutes, warm_up = (60.0, 10.0) if long else (0.15, 0.05)
+    minutes, warm_up = (60.0, 10.0) if long else (0.1, 0.03)
     if long:
         os.nice(10)  # it may share the machine with the other drills
     flags = {"replay_transitions": "5000", "checkpoint_period_seconds": "30"}
@@ -66,7 +66,7 @@ def of_the_run(system: System) -> dict[str, psutil.Process]:
 
 
 def ratio_holds(folder: Path, long: bool) -> dict[int, str]:
-    """Row 18: samples per insert over any 60 s (quick: 6 s) within 1 % of the setting."""
+    """Row 18: samples per insert over any 60 s (quick: 5 s) within 1 % of the setting."""
     if long:  # Pong, as it is by default
         seconds, window = 240, 60.0
         flags = {
@@ -75,7 +75,7 @@ def ratio_holds(folder: Path, long: bool) -> dict[int, str]:
             "learning_starts_transitions": "10000", "log_period_seconds": "1",
         }  # fmt: skip
     else:
-        seconds, window = 9, 6.0
+        seconds, window = 7, 5.0
         flags = {"samples_per_insert": "4", "samples_per_insert_tolerance": "100"}
     with System(folder, **flags) as system:
         system.until_learning(100)
@@ -106,7 +106,7 @@ def ratio_holds(folder: Path, long: bool) -> dict[int, str]:
 
 def resumes_without_a_cliff(folder: Path, long: bool) -> dict[int, str]:
     """Row 19, asynchronous: interrupted and resumed again and again, the score holds."""
-    times, learned = (10, 8.0) if long else (1, 4.0)
+    times, learned = (10, 8.0) if long else (1, 2.0)
     flags = {
         "env": CATCH, "envs_per_actor": "8", "gamma": "0.95", "n_step": "3", "batch_size": "32",
         "replay_transitions": "20000", "learning_starts_transitions": "1000",
@@ -154,7 +154,10 @@ def lives_differ(folder: Path, long: bool) -> dict[int, str]:
     """Row 20: what actors see first on Pong, restarts and resumed runs included."""
     env_steps = 1_000 if long else 150
     config = make_config("pong", envs_per_actor=2, n_actions=6, seed=3)
-    lives = [(actor, life, begun) for actor in range(3) for life in (0, 1) for begun in (0, 500)]
+    actors = 3 if long else 2
+    lives = [
+        (actor, life, begun) for actor in range(actors) for life in (0, 1) for begun in (0, 500)
+    ]
     digests = set()
     for actor, life, begun in lives:
         player = Player(config, life_seed(config, actor, life, begun))
@@ -168,6 +171,6 @@ def lives_differ(folder: Path, long: bool) -> dict[int, str]:
     games = len(lives) * config.envs_per_actor
     assert len(digests) == games, f"only {len(digests)} of {games} games differ"
     return {
-        20: f"{games} games of {len(lives)} lives of 3 actors, first {env_steps} observations: "
+        20: f"{games} games of {len(lives)} lives of {actors} actors, first {env_steps} observations: "
         "pairwise different"
     }

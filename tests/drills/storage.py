@@ -107,7 +107,7 @@ def damage(checkpoint: Path, choose: random.Random) -> str:
 
 def checkpoints_rot(folder: Path, long: bool) -> dict[int, str]:
     """Row 6: random damage to a checkpoint, then to all of them."""
-    times, choose = (1_000 if long else 150), chooser(6)
+    times, choose = (1_000 if long else 100), chooser(6)
     good = folder / "good"
     filled(good, 3)
     kinds: dict[str, int] = {}
@@ -169,7 +169,7 @@ def no_room(folder: Path, long: bool) -> dict[int, str]:
             if long:
                 seen = [survives(system, [way], 75) for way in ways]
             else:  # the one keeps checkpoints from being made, the other rows from being written
-                seen = [survives(system, [growth_forbidden, read_only], 4)]
+                seen = [survives(system, [growth_forbidden, read_only], 3)]
             assert system.end() == 130, system.text
             system.account()
             rows = [float(row["env_steps"]) for row in system.rows()]
@@ -183,7 +183,7 @@ Way = Callable[[System], contextlib.AbstractContextManager[None]]
 
 def survives(system: System, ways: list[Way], seconds: float) -> str:
     """One fault, or some at once, for so long. -> what was seen."""
-    rate_before = rate_shown(system, 3.0)
+    rate_before = rate_shown(system, 2.0)
     said = len(system.text)
     with contextlib.ExitStack() as faults:
         for way in ways:

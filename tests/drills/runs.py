@@ -171,6 +171,6 @@ def lives_differ(folder: Path, long: bool) -> dict[int, str]:
     games = len(lives) * config.envs_per_actor
     assert len(digests) == games, f"only {len(digests)} of {games} games differ"
     return {
-        20: f"{games} games of {len(lives)} lives of {actors} actors, first {env_steps} observations: "
-        "pairwise different"
+        20: f"{games} games of {len(lives)} lives of {actors} actors, first {env_steps} "
+        "observations: pairwise different"
     }

@@ -109,7 +109,7 @@ def create_keys(folder: Path) -> None:
         folder.mkdir(parents=True, mode=0o700, exist_ok=True)
         if any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty: choose a new folder for the keys.")
-        (folder / "authorized").mkdir()
+        (folder / "authorized").mkdir(mode=0o755)  # whatever the umask: nobody else may add one
         for name in ("learner", "actor"):
             public, secret = zmq.curve_keypair()
             _write(folder / f"{name}.secret", secret, 0o600)

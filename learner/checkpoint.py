@@ -152,7 +152,7 @@ class Checkpointer:
         fresh = [chunk for chunk in snapshot.chunks if chunk.first_id >= done]
         segments = [fresh[i : i + _SEGMENT_CHUNKS] for i in range(0, len(fresh), _SEGMENT_CHUNKS)]
         with ThreadPoolExecutor(threads) as pool:  # zlib works without the interpreter's lock
-            in_turn = pool.map if threads > 1 else map
+            in_turn = pool.map if threads > 1 else map  # beside training: one core, least memory
             packings = in_turn(partial(_pack_live, self.replay), segments)
             for wanted, (chunks, packed) in zip(segments, packings, strict=True):
                 beat()

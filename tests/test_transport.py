@@ -1,6 +1,7 @@
 """The ROUTER and the DEALERs, real sockets in one process: credit, order, fencing, keys."""
 
 import contextlib
+import os
 import socket
 import sys
 import threading
@@ -405,6 +406,16 @@ def test_a_session_is_bound_to_the_key_that_opened_it(tmp_path: Path) -> None:
         assert learner.drain() == [] and learner.reports == {0: {}, 1: {}}
         victim.send(chunk)  # its number 1 is still its own
         assert len(eventually(learner.drain)) == 1
+
+
+def test_keys_made_under_a_lax_umask_are_accepted(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        create_keys(tmp_path / "keys")
+    finally:
+        os.umask(before)
+    load_learner_keys(tmp_path / "keys")
+    load_actor_keys(tmp_path / "keys")
 
 
 def test_keys_that_others_could_add_to_are_refused(tmp_path: Path) -> None:

@@ -90,7 +90,8 @@ def ratio_holds(folder: Path, long: bool) -> dict[int, str]:
         if int(row["updates"]) > 100
     ]
     ratio, worst, windows = config.samples_per_insert, 0.0, 0
-    step = ratio * config.chunk_transitions + config.batch_size  # finer than this no count can be
+    # Of a few seconds one chunk and one batch may be more than a hundredth.
+    step = 0.0 if long else ratio * config.chunk_transitions + config.batch_size
     for a, b in itertools.combinations(points, 2):
         if window <= b[0] - a[0] <= window + 1.0:
             windows += 1
@@ -100,7 +101,7 @@ def ratio_holds(folder: Path, long: bool) -> dict[int, str]:
     assert worst <= 0.01, f"off by {100 * worst:.2f} %"
     return {
         18: f"{windows} windows of {window:.0f} s: at most {100 * max(worst, 0):.2f} % off "
-        f"{ratio:g} (beyond the {step:.0f} samples of a chunk and a batch); no accepted setting "
+        f"{ratio:g}{f' (beyond {step:.0f} samples)' if step else ''}; no accepted setting "
         "deadlocks: tests/test_limiter.py",
     }
 

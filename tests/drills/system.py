@@ -86,11 +86,8 @@ class System:
         )
         self._reader.start()
 
-    def resume(self, **flags: str) -> None:
-        words = ["--resume", str(self.run_dir)]
-        for name, value in flags.items():
-            words += ["--" + name.replace("_", "-"), value]
-        self._start(words)
+    def resume(self) -> None:
+        self._start(["--resume", str(self.run_dir)])
 
     def __enter__(self) -> Self:
         return self

@@ -8,8 +8,10 @@ tests hold the two equal. Every wrapper speaks gymnasium's five-value step.
 from __future__ import annotations
 
 import collections
+import copy
 import difflib
 import warnings
+from functools import partial
 from typing import Any
 
 import ale_py
@@ -17,6 +19,7 @@ import gymnasium
 import numpy as np
 from ale_py.env import AtariEnv
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 from common.errors import ConfigError
 
@@ -238,15 +241,37 @@ def has_fire(env: AtariEnv) -> bool:
     return len(meanings) > 2 and meanings[1] == "FIRE"
 
 
-def open_env(env_id: str, render_mode: str | None = None) -> Env:
-    """The bare environment, checked: an Atari game with a fixed skip, or ready-made frames."""
+class SeededAtariEnv(AtariEnv):
+    """An AtariEnv that knows from the start the seed of its first reset.
+
+    ALE takes a seed only while it loads a game, which costs 0.15 s: without this every game is
+    loaded twice, when it is made and when it is first reset.
+    """
+
+    def __init__(self, first_seed: int, **options: Any) -> None:
+        self._first_seed: int | None = first_seed
+        super().__init__(**options)
+
+    def seed_game(self, seed: int | None = None) -> tuple[int, int]:
+        return super().seed_game(self._first_seed if seed is None else seed)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        loaded, self._first_seed = self._first_seed, None
+        return super().reset(seed=None if seed == loaded else seed, options=options)
+
+
+def open_env(env_id: str, render_mode: str | None = None, seed: int | None = None) -> Env:
+    """The bare environment, checked: an Atari game with a fixed skip, or ready-made frames.
+
+    seed: what its first reset will be given, if that is known: then that reset is quicker.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is out of date")  # v0 differs from v4, and is wanted
         warnings.filterwarnings("ignore", ".*Using the latest versioned environment")
         try:
             # The checker only warns, at each step's cost. Not every environment can render.
             options: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
-            env = gymnasium.make(env_id, disable_env_checker=True, **options)
+            env = gymnasium.make(_seeded(env_id, seed), disable_env_checker=True, **options)
         except (gymnasium.error.Error, ModuleNotFoundError, ValueError) as error:
             raise UnknownGame(_unknown(env_id, error)) from error
     bare = env.unwrapped
@@ -265,6 +290,16 @@ def open_env(env_id: str, render_mode: str | None = None) -> Env:
                 "an environment that is not Atari must give uint8 of shape (84, 84)"
             )
     return env
+
+
+def _seeded(env_id: str, seed: int | None) -> str | EnvSpec:
+    """What to make: Atari games that know their seed, anything else as it is registered."""
+    spec = gymnasium.registry.get(env_id)
+    if seed is None or spec is None or spec.entry_point != "ale_py.env:AtariEnv":
+        return env_id
+    spec = copy.copy(spec)
+    spec.entry_point = partial(SeededAtariEnv, seed)
+    return spec
 
 
 def _unknown(env_id: str, error: Exception) -> str:

@@ -28,8 +28,14 @@ def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> lis
     running: list[Game] = []
     obs = np.zeros((games, STACK, *FRAME_SHAPE), np.uint8)
     for i in range(games):
-        game = make_game(config.env, noop_max=config.noop_max, episodic_life=config.episodic_life)
-        obs[i, -1] = game.reset(seed=int(seeds[i].generate_state(1)[0]) >> 1)
+        game_seed = int(seeds[i].generate_state(1)[0]) >> 1
+        game = make_game(
+            config.env,
+            noop_max=config.noop_max,
+            episodic_life=config.episodic_life,
+            seed=game_seed,
+        )
+        obs[i, -1] = game.reset(game_seed)
         running.append(game)
     scores = np.zeros(games)
     alive = np.arange(games)

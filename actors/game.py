@@ -65,9 +65,14 @@ class Game(Protocol):
         """Lets go of the emulator."""
 
 
-def make_game(env_id: str, *, noop_max: int = 0, episodic_life: bool = False) -> Game:
-    """The game that `make_env` wraps, or says why there is none; no-ops and lives are Atari's."""
-    env = open_env(env_id)
+def make_game(
+    env_id: str, *, noop_max: int = 0, episodic_life: bool = False, seed: int | None = None
+) -> Game:
+    """The game that `make_env` wraps, or says why there is none; no-ops and lives are Atari's.
+
+    seed: what the first reset() will be given, if that is known: then that reset is quicker.
+    """
+    env = open_env(env_id, seed=seed)
     bare = env.unwrapped
     if not isinstance(bare, AtariEnv):
         return GymGame(env)

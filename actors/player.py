@@ -29,13 +29,19 @@ class Player:
         self, config: Config, seed: list[int], beat: Callable[[], None] = lambda: None
     ) -> None:
         self.config = config
-        policy_seed, *game_seeds = np.random.SeedSequence(seed).spawn(1 + config.envs_per_actor)
+        policy_seed, *spawned = np.random.SeedSequence(seed).spawn(1 + config.envs_per_actor)
         self.rng = np.random.default_rng(policy_seed)
+        game_seeds = [int(s.generate_state(1)[0]) >> 1 for s in spawned]
         self.games: list[Game] = []
-        for _ in game_seeds:
+        for game_seed in game_seeds:
             beat()
             self.games.append(
-                make_game(config.env, noop_max=config.noop_max, episodic_life=config.episodic_life)
+                make_game(
+                    config.env,
+                    noop_max=config.noop_max,
+                    episodic_life=config.episodic_life,
+                    seed=game_seed,
+                )
             )
         if self.games[0].n_actions != config.n_actions:
             raise ConfigError(
@@ -54,7 +60,7 @@ class Player:
         self._over: collections.deque[EpisodeStats] = collections.deque()  # not yet reported
         for i, game_seed in enumerate(game_seeds):
             beat()
-            self._begin(i, seed=int(game_seed.generate_state(1)[0]) >> 1)
+            self._begin(i, seed=game_seed)
 
     def load_weights(self, version: int, vector: np.ndarray) -> None:
         load_state_vector(self.network, vector)

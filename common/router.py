@@ -75,6 +75,7 @@ class LearnerEndpoint:
         self._env_steps = 0
         self._weights: Weights | None = None
         self._encoded_weights: tuple[int, bytes] = (-1, b"")
+        self._announced_version = -1
         self._stopping, self._reason = False, ""
         self._failure: BaseException | None = None
         self._context = zmq.Context()
@@ -125,8 +126,9 @@ class LearnerEndpoint:
         self._arrived.wait(timeout_seconds)
 
     def publish(self, weights: Weights) -> None:
-        """Offer these weights from now on; actors learn of them with their next ACK."""
+        """Offer these weights from now on; every actor is told, and asks when it is ready."""
         self._weights = weights
+        self._wake()
 
     def set_insert_limit(self, transitions: float, env_steps: int) -> None:
         """Never take more than so many transitions in all; env_steps is told to the actors."""
@@ -186,6 +188,7 @@ class LearnerEndpoint:
                     self._sessions.excuse(looked - before)
                 if self._wake_reader.fileno() in ready:
                     self._wake_reader.recv(4096)
+                    self._announce()
                 if self._router not in ready or self._receive_all():
                     # Only once everything they said has been heard.
                     self._sessions.fence_silent(time.monotonic() - self._silent_seconds)
@@ -242,6 +245,13 @@ class LearnerEndpoint:
             session.report = messages.decode_report(frame)
         else:
             raise BadMessage(f"{header.type.name} is not for the learner")
+
+    def _announce(self) -> None:
+        """Newer weights are worth a word at once: the next chunk's ACK may be long in coming."""
+        if self._weights and self._weights.version > self._announced_version:
+            self._announced_version = self._weights.version
+            for session in self._sessions:
+                self._ack(session)
 
     def _send_weights(self, route: bytes) -> None:
         """Encoded once per version, and only if somebody asks for it."""

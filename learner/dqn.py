@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from common.config import Config
 from common.network import network_for
+from learner.adam import Adam
 from learner.replay import TransitionBatch
 
 
@@ -52,11 +52,6 @@ def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    """Fused Adam walks memory: its moments must have the strides of their parameter."""
-    return torch.empty_like(parameter).copy_(tensor) if tensor.dim() else tensor
-
-
 class Trainer:
     """Online and target network, optimizer, and the one way to move them."""
 
@@ -66,12 +61,7 @@ class Trainer:
         for network in (self.online, self.target):
             network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.target.requires_grad_(False)
-        self.optimizer = torch.optim.Adam(
-            self.online.parameters(),
-            lr=config.learning_rate,
-            eps=config.adam_epsilon,
-            fused=True,
-        )
+        self.adam = Adam(self.online.parameters(), config.learning_rate, config.adam_epsilon)
         # What is played: the online network, or a smoothed copy of it.
         self.policy = self.online
         if config.policy_average_updates:
@@ -87,14 +77,12 @@ class Trainer:
         """
         config = self.config
         loss, td_error, q = td_loss(self.online, self.target, batch, config.double, config.loss)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(
-            self.online.parameters(), config.max_grad_norm or float("inf")
-        )
+        norm = nn.utils.get_total_norm(self.adam.gradients)
         stats = UpdateStats(*torch.stack([loss.detach(), q.mean(), norm]).tolist())
         self._check(stats)
-        self.optimizer.step()
+        self.adam.step(max(1.0, stats.grad_norm / (config.max_grad_norm or float("inf"))))
         self.updates += 1
         if self.updates % config.target_sync_period_updates == 0:
             self.sync_target()
@@ -149,19 +137,11 @@ class Trainer:
         found: dict[str, Tensor] = {}
         for part, module in self._networks().items():
             found |= {f"{part}.{name}": t for name, t in module.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            found |= {f"adam.{index}.{name}": t for name, t in state.items()}
+        found |= {f"adam.{name}": t for name, t in self.adam.state_dict().items()}
         return {name: t.detach().cpu().clone().contiguous() for name, t in found.items()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `tensors`. Raises KeyError or RuntimeError when they do not fit."""
         for part, module in self._networks().items():
             module.load_state_dict(with_prefix(tensors, part + "."))
-        parameters = list(self.online.parameters())
-        state: dict[int, dict[str, Any]] = {}
-        for name, tensor in with_prefix(tensors, "adam.").items():
-            index, key = name.split(".")
-            moments = state.setdefault(int(index), {})
-            moments[key] = _laid_out_like(parameters[int(index)], tensor)
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self.adam.load_state_dict(with_prefix(tensors, "adam."))

@@ -25,8 +25,8 @@ class SumTree:
             return
         at = leaves + self.leaves
         self.nodes[at] = priorities
-        while at[0] > 1:
-            at = np.unique(at >> 1)
+        while at[0] > 1:  # to sum a common parent twice costs less than to find it out
+            at = at >> 1
             self.nodes[at] = self.nodes[2 * at] + self.nodes[2 * at + 1]
 
     def get(self, leaves: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from learner.adam import Adam
 from learner.dqn import NotFinite, Trainer, td_loss
 from learner.replay import TransitionBatch
 from tests.builders import config
@@ -108,6 +109,21 @@ def test_the_gradient_is_clipped_before_the_step() -> None:
         float(p.grad.pow(2).sum()) for p in clipped.online.parameters() if p.grad is not None
     )
     assert total**0.5 == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_adam_steps_as_pytorchs_own_to_the_bit() -> None:
+    networks = [nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last) for _ in range(2)]  # type: ignore[call-overload]
+    networks[1].load_state_dict(networks[0].state_dict())
+    mine = Adam(networks[0].parameters(), learning_rate=1e-2, epsilon=1e-5)
+    theirs = torch.optim.Adam(networks[1].parameters(), lr=1e-2, eps=1e-5, fused=True)
+    for _ in range(5):
+        obs = torch.randn(2, 4, 6, 6)
+        for network, optimizer in zip(networks, (mine, theirs), strict=True):
+            optimizer.zero_grad()
+            network(obs).square().sum().backward()
+            optimizer.step()
+    for one, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:

@@ -110,7 +110,7 @@ def test_the_wrappers_give_what_the_table_says_bit_for_bit() -> None:
 def test_the_game_gives_the_newest_frame_rewards_and_ends_of_the_wrappers(
     env_id: str, options: dict[str, Any], steps: int
 ) -> None:
-    game, env = make_game(env_id, **options), make_env(env_id, **options)
+    game, env = make_game(env_id, **options, seed=3), make_env(env_id, **options)
     rng = np.random.default_rng(1)
     assert game.n_actions == env.action_space.n  # type: ignore[attr-defined]
     assert np.array_equal(game.reset(seed=3), env.reset(seed=3)[0][-1])
@@ -123,6 +123,16 @@ def test_the_game_gives_the_newest_frame_rewards_and_ends_of_the_wrappers(
         assert step.game_over == env.unwrapped.ale.game_over(), i  # type: ignore[attr-defined]
         if terminated or truncated:
             assert np.array_equal(game.reset(), env.reset()[0][-1]), i
+
+
+def test_a_seed_gives_the_same_game_whether_it_was_known_beforehand_or_not() -> None:
+    known, other = make_game("ALE/Breakout-v5", seed=5), make_game("ALE/Breakout-v5", seed=6)
+    seen = []
+    for game in (known, known, other, make_game("ALE/Breakout-v5")):
+        first = game.reset(seed=5)
+        seen.append((first.tobytes(), record(game, 200, seed=1)))
+    assert seen.count(seen[0]) == len(seen)
+    assert (known.reset(seed=6).tobytes(), record(known, 200, seed=1)) != seen[0]
 
 
 class Emulator:

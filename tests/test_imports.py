@@ -14,7 +14,7 @@ ONLY_IN = {
     "tensorboard": {"common/metrics.py"},
     "gymnasium": {"actors/env.py", "actors/game.py"},
     "ale_py": {"actors/env.py", "actors/game.py", "actors/screen.py"},
-    "cv2": {"actors/env.py"},
+    "cv2": {"actors/env.py", "learner/replay.py"},
 }
 LIGHT = {
     "launch.py",

@@ -133,13 +133,20 @@ def test_newer_weights_reach_the_actor_once(pair: Pair) -> None:
     pair.learner.set_insert_limit(10_000, 0)
     actor = pair.actor()
     pair.learner.publish(Weights(3, np.arange(SIZE, dtype=np.float32)))
-    actor.send(pair.chunk(0))  # its ACK names the version
+    actor.send(pair.chunk(0))
     weights = eventually(actor.poll)
     assert weights.version == 3
     assert weights.vector.tolist() == list(range(SIZE))
     actor.send(pair.chunk(1))
     pair.taken(2)
     assert actor.poll() is None
+
+
+def test_an_actor_without_credit_hears_of_newer_weights_at_once(pair: Pair) -> None:
+    actor = pair.actor()
+    pair.learner.publish(Weights(3, np.zeros(SIZE, np.float32)))
+    answer = eventually(actor.poll, 0.5)  # its own question would come after a second
+    assert answer.version == 3
 
 
 def test_a_lost_connection_loses_and_repeats_nothing(pair: Pair) -> None:

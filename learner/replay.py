@@ -200,13 +200,16 @@ class Replay:
         return self._gather(chosen).view(-1, *FRAME_SHAPE)
 
     def read_chunk(self, stored: StoredChunk) -> Chunk:
-        """The chunk as it was added (less what only the wire needs); copies."""
+        """The chunk as it was added (less what only the wire needs), while it lives.
+
+        Its frames are the ring's own where the ring lies in main memory: later chunks change them.
+        """
         place = slice(stored.frame_start, stored.frame_start + stored.frame_count)
         at = np.arange(stored.first_id, stored.end_id) % self.capacity
         transitions = np.zeros(stored.length, TRANSITION_DTYPE)
         for name in ("action", "span", "n_step_return", "discount"):
             transitions[name] = getattr(self, name)[at]
-        return Chunk(self.frames[place].cpu().numpy().copy(), transitions, -1)
+        return Chunk(self.frames[place].cpu().numpy(), transitions, -1)
 
     def _gather(self, places: np.ndarray) -> Tensor:
         index = torch.from_numpy(places.reshape(-1)).to(self.device)

@@ -129,8 +129,9 @@ class System:
         alive = {actor.pid for actor in self.actor_processes().values()}
         last: dict[int, float] = {}
         for path in self.journal.glob("*-*"):
-            pid = int(path.name.split("-")[0])
-            last[pid] = max(last.get(pid, 0.0), path.stat().st_mtime)
+            if path.stat().st_size:  # launch.py makes a game too, and never plays it
+                pid = int(path.name.split("-")[0])
+                last[pid] = max(last.get(pid, 0.0), path.stat().st_mtime)
         return [time.time() - at for pid, at in last.items() if pid not in alive]
 
     def updates(self) -> int:

@@ -298,7 +298,8 @@ def learner_device(config: Config) -> torch.device:
             "--cuda needs an NVIDIA GPU and a CUDA build of PyTorch, and torch finds none here: "
             "leave the flag out to learn on the CPU."
         )
-    return torch.device("cuda" if config.cuda else "cpu")
+    # With its number, as tensors name it: `cuda` and `cuda:0` are not equal.
+    return torch.device("cuda", torch.cuda.current_device()) if config.cuda else torch.device("cpu")
 
 
 def available_memory(device: torch.device) -> tuple[int, str]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from common.config import STACK
 from common.errors import ConfigError
 from common.messages import Chunk, Spec
+from learner.learner import learner_device
 from learner.replay import Replay, UniformSampler, check_fits, planned_bytes
 from tests.builders import chunk_of, config, stamp_of
 
@@ -131,3 +132,13 @@ def test_spread_frames_are_stored_frames() -> None:
     assert frames.dtype == torch.uint8
     assert len(frames) == 20
     assert all(stamp_of(f) > 0 for f in frames)
+
+
+def test_a_batch_that_is_on_the_learners_gpu_already_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    device = learner_device(config(cuda=True))
+    assert device == torch.device("cuda:0")  # what the tensors of a replay there say of themselves
+    assert learner_device(config()) == torch.device("cpu")

@@ -5,7 +5,7 @@ import importlib
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ ROWS = {
     11: "replay:sampling",
     12: "system:weights_in_use",
     13: "system:start",
+    14: "gpu:updates",
+    15: "gpu:env_steps",
+    16: "gpu:idle",
 }
 
 
@@ -40,12 +43,13 @@ def main(words: list[str]) -> int:
     try:
         for number in given.rows or ROWS:
             began = time.monotonic()
-            rows += measured(number, form, peers)
+            for row in measured(number, form, peers):
+                rows.append(row)
+                if given.json:  # each at once: what there is, is worth having
+                    given.json.write_text(as_json(rows, about(form)))
             print(f"Row {number}: {time.monotonic() - began:.0f} s.", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:  # what there is, is worth having
+    except KeyboardInterrupt:
         code = 130
-    if given.json:
-        given.json.write_text(as_json(rows, about(form)))
     print("\n".join(f"{name}: {value}" for name, value in about(form).items()), end="\n\n")
     print(as_markdown(rows) if given.markdown else as_table(rows))
     return code
@@ -75,15 +79,14 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measured(number: int, form: Form, peers: Peers) -> list[Row]:
-    """The row's comparisons; a single line that says why when there are none."""
+def measured(number: int, form: Form, peers: Peers) -> Iterator[Row]:
+    """The row's comparisons as they come; a line that says why when there are no more."""
     module, _, function = ROWS[number].partition(":")
     measure = getattr(importlib.import_module(f"benchmarks.{module}"), function)
     try:
-        rows: list[Row] = measure(form, peers)
+        yield from measure(form, peers)
     except NotMeasured as why:
-        rows = [Row(number, title(measure), "", "", note=str(why))]
-    return rows
+        yield Row(number, title(measure), "", "", note=str(why))
 
 
 def title(measure: Callable[..., object]) -> str:
@@ -92,10 +95,14 @@ def title(measure: Callable[..., object]) -> str:
 
 
 def about(form: Form) -> dict[str, Any]:
+    import torch
+
     return {
         "version": VERSION,
         "form": "full" if form.full else "short",
         "machine": f"{cores()} cores of {processor()}",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "torch": torch.__version__,
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d %H:%M %Z"),
     }

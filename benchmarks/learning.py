@@ -90,17 +90,19 @@ def filled_learner(config: Config) -> Learner:
 
 
 def bare(config: Config, batch: TransitionBatch, channels_last: bool, compiled: bool) -> Step:
-    """Forward, backward, target forward and optimizer on one batch, and nothing else."""
+    """Forward, backward, target forward and optimizer on one batch, where that is; nothing else."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
+    device = batch.obs.device
     online, target = (
-        network_for(config).to(memory_format=layout)  # type: ignore[call-overload]
+        network_for(config).to(device=device, memory_format=layout)  # type: ignore[call-overload]
         for _ in range(2)
     )
     obs, next_obs = (x.to(memory_format=layout, copy=True) for x in (batch.obs, batch.next_obs))
     batch = TransitionBatch(
         obs, batch.action, batch.n_step_return, batch.discount, next_obs, batch.weight
     )
-    optimizer = torch.optim.Adam(online.parameters(), lr=1e-4, fused=True)
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.Adam(online.parameters(), lr=1e-4, fused=True, capturable=on_gpu)
     loss_of = torch.compile(td_loss) if compiled else td_loss
 
     def step() -> int:

@@ -198,3 +198,13 @@ def as_table(rows: list[Row]) -> str:
 def as_json(rows: list[Row], about: Mapping[str, Any]) -> str:
     """about: machine, date and form."""
     return json.dumps({**about, "rows": [row.record() for row in rows]}, indent=2) + "\n"
+
+
+def from_json(text: str) -> list[Row]:
+    """The rows that `as_json` wrote."""
+    rows = []
+    for record in json.loads(text)["rows"]:
+        fields = {one.name: record[one.name] for one in dataclasses.fields(Row)}
+        fields["goal"] = fields["goal"] and Goal(**fields["goal"])
+        rows.append(Row(**fields))
+    return rows

@@ -92,15 +92,20 @@ class Run:
 # -- row 9 ----------------------------------------------------------------------------------------
 
 
-def ours(network: str) -> Side:
-    """Env steps/s and updates/s of a run that is learning; each call is a run of its own."""
+def ours(*flags: str, settle_seconds: float = 0.0) -> Side:
+    """Env steps/s and updates/s of a run that is learning; each call is a run of its own.
+
+    flags: on top of those that all runs have. settle_seconds: after so many it counts.
+    """
 
     def measure(seconds: float) -> dict[str, float]:
-        with Run("--network", network, *SMALL_REPLAY, *MOSTLY_GREEDY) as run:
+        with Run(*SMALL_REPLAY, *MOSTLY_GREEDY, *flags) as run:
             run.until(lambda: [row for row in run.periods() if row["updates"] > 20])
-            time.sleep(seconds + 1)
+            time.sleep(settle_seconds + seconds + 1)
             learning = [row for row in run.periods() if row["updates"] > 20]
-        first, last = learning[0], learning[-1]
+        settled = learning[0]["wall_seconds"] + settle_seconds
+        first = next(row for row in learning if row["wall_seconds"] >= settled)
+        last = learning[-1]
         elapsed = last["wall_seconds"] - first["wall_seconds"]
         return {
             ENV_STEPS: (last["env_steps"] - first["env_steps"]) / elapsed,
@@ -119,7 +124,7 @@ def learning(form: Form, peers: Peers) -> list[Row]:
     }
     for network in (preset.network, "nature") if form.full else (preset.network,):
         what = f"whole system, {preset.samples_per_insert} samples per insert, {network}"
-        sides = {"ours": ours(network)}
+        sides = {"ours": ours("--network", network)}
         with ExitStack() as stack:
             for name, maker in others.items():
                 try:

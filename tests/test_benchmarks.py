@@ -4,13 +4,13 @@ import importlib
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from benchmarks import noted
+from benchmarks import noted, system
 from benchmarks.__main__ import ROWS, about, main, measured
 from benchmarks.measure import (
     SHORT,
@@ -24,6 +24,7 @@ from benchmarks.measure import (
     as_markdown,
     as_table,
     fastest,
+    from_json,
     growth,
     rate,
     shown,
@@ -162,6 +163,11 @@ def test_the_record_holds_every_round_and_what_follows() -> None:
     assert record["met"] == "yes" and record["goal"] == {"bound": 1.2, "at_most": False}
 
 
+def test_a_record_gives_its_rows_back() -> None:
+    rows = [row(Goal(0.05, at_most=True)), row(), Row(12, "lag", "s", "a chunk", note="too dark")]
+    assert from_json(as_json(rows, about(SHORT))) == rows
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(12345.6, "12,346"), (999.4, "999"), (1.2345, "1.23"), (0.01234, "0.0123")]
 )
@@ -207,7 +213,7 @@ def test_no_environment_but_the_peers_own_is_installed_into(tmp_path: Path) -> N
 
 
 def test_every_row_is_there() -> None:
-    assert list(ROWS) == list(range(1, 14))
+    assert list(ROWS) == list(range(1, 17))
     for number, place in ROWS.items():
         module, _, function = place.partition(":")
         measure = getattr(importlib.import_module(f"benchmarks.{module}"), function)
@@ -231,6 +237,48 @@ def test_a_row_that_fails_does_not_end_the_table(
     assert main(["1", "7", "--markdown", "--json", str(path)]) == 0
     assert "| 1 | a thing | not measured: it is dark |" in capsys.readouterr().out
     assert [r["number"] for r in json.loads(path.read_text())["rows"]] == [1, 7]
+
+
+def test_what_was_measured_before_an_interruption_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def interrupted(form: Form, peers: Peers) -> Iterator[Row]:
+        yield row()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.acting.emulation", interrupted)
+    path = tmp_path / "bench.json"
+    assert main(["1", "7", "--json", str(path)]) == 130
+    assert from_json(path.read_text()) == [row()]
+    assert "1.25 (1.00 to 3.00)" in capsys.readouterr().out
+
+
+def test_a_run_counts_from_where_it_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Started:
+        def __init__(self, *flags: str) -> None:
+            assert flags[-2:] == ("--actors", "4")  # the last of a flag counts
+
+        def __enter__(self) -> "Started":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def until(self, what: Callable[[], object]) -> None:
+            assert what()
+
+        def periods(self) -> list[dict[str, float]]:
+            names = ("wall_seconds", "env_steps", "updates")
+            rows = [(9, 0, 0), (10, 900, 30), (11, 1_800, 60), (12, 2_000, 70), (13, 2_200, 80)]
+            return [dict(zip(names, map(float, row), strict=True)) for row in rows]
+
+    monkeypatch.setattr(system, "Run", Started)
+    monkeypatch.setattr(system.time, "sleep", lambda _: None)
+    at_once, settled = (
+        system.ours("--actors", "4", settle_seconds=seconds)(0.0) for seconds in (0, 2)
+    )
+    assert at_once["env steps/s"] == pytest.approx(1_300 / 3)
+    assert settled == pytest.approx({"env steps/s": 200.0, "updates/s": 10.0})
 
 
 def test_the_lag_of_weights_is_to_the_last_actor_that_uses_them() -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from common.command_line import parse
 from common.errors import ConfigError
 from common.metrics import COLUMNS
 from tests.builders import config
-from tuning import gpu_run, packages, probe, trials
+from tuning import gpu_bench, gpu_run, packages, probe, trials
 from tuning.results import Game, Run, keep, runs_in, table, thinned
 from tuning.variants import ABLATION, Variant
 
@@ -233,6 +234,81 @@ def test_a_gpu_session_shares_its_time_survives_a_failure_and_reports_everything
 
 def test_the_settings_for_a_gpu_and_for_a_trial_without_are_valid() -> None:
     gpu_run.check([gpu_run.GPU, gpu_run.CPU])
+
+
+BENCH = """
+import sys, time
+from pathlib import Path
+from benchmarks.measure import Row, as_json
+
+words = sys.argv[1:]
+rows = [Row(int(words[1]), " ".join(words), "updates/s", "a graph", None, [95.0], [100.0])]
+Path(words[words.index("--json") + 1]).write_text(as_json(rows, {}))
+print("a line of the log")
+try:
+    time.sleep(SECONDS)
+except KeyboardInterrupt:
+    time.sleep(STUBBORN_SECONDS)
+    raise SystemExit(130)
+raise SystemExit(CODE)
+"""
+
+
+@pytest.mark.parametrize(
+    ("takes", "stubborn", "code", "trouble"),
+    [
+        (0.0, 0.0, 0, ""),
+        (0.0, 0.0, 1, "exit code 1"),
+        (60.0, 0.0, 0, "interrupted: "),
+        (60.0, 60.0, 0, "interrupted: "),
+    ],
+)
+def test_benchmarks_end_in_time_and_what_they_had_is_reported(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    takes: float,
+    stubborn: float,
+    code: int,
+    trouble: str,
+) -> None:
+    settings = {"STUBBORN_SECONDS": stubborn, "SECONDS": takes, "CODE": code}
+    script = BENCH
+    for name, value in settings.items():
+        script = script.replace(name, str(value))
+    (tmp_path / "launch.py").write_text(script)
+    monkeypatch.setattr(gpu_bench, "LAUNCH", tmp_path / "launch.py")
+    monkeypatch.setattr(gpu_bench, "INTERRUPT_SECONDS", 0.5)
+    root = str(Path(gpu_run.__file__).parent.parent)
+    began = time.monotonic()
+    session = gpu_run.Session(
+        tmp_path / "out", tmp_path, os.environ | {"PYTHONPATH": root}, began + 4.0
+    )
+    session.machine = "one GPU"
+    session.bench(gpu_bench.ROWS)
+    assert time.monotonic() - began < 8.0
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "one GPU" in report and "`launch.py bench 16 15 14`" in report
+    assert "| 16 | bench 16 15 14 --json " in report and "| a graph: 100 | 0.95 |" in report
+    assert (session.troubles == {}) == (trouble == "")
+    assert f"Trouble with bench:\n```\n{trouble}" in report or not trouble
+    assert ("a line of the log" in report) == bool(trouble)
+
+
+def test_the_report_says_when_there_was_no_time_for_any_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = gpu_run.Session(tmp_path / "out", tmp_path, dict(os.environ), time.monotonic())
+    monkeypatch.setattr(gpu_bench, "measure", lambda *_: "interrupted")
+    session.bench(["14"])
+    assert "No row was measured." in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_both_verbs_take_the_flags_of_the_machine_and_their_own() -> None:
+    there = ["out", "--packages", "packages.tar.xz", "--cpu"]
+    bench = gpu_run.flag_parser().parse_args(["bench", *there, "--minutes", "3"])
+    assert (bench.minutes, bench.rows, bench.cpu) == (3.0, ("16", "15", "14"), True)
+    run = gpu_run.flag_parser().parse_args(["run", *there, "--seeds", "5"])
+    assert (run.seeds, run.minutes) == ([5], 9.5)
 
 
 def test_what_travels_is_the_locked_versions_without_torch_and_with_a_smaller_opencv() -> None:

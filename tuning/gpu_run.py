@@ -1,12 +1,18 @@
-"""Pong on a machine with a GPU and no network: all runs and their report in one call.
+"""Pong on a machine with a GPU and no network: all runs, or the benchmarks, in one call each.
 
     python -m tuning.gpu_run pack FOLDER                         where a registry can be reached
     python3 -m tuning.gpu_run run OUT --packages FOLDER/packages.tar.xz         on the GPU machine
+    python3 -m tuning.gpu_run bench OUT --packages FOLDER/packages.tar.xz                  there too
 
-`run` needs Python, torch and numpy there, nothing else. It ends within --minutes: each run gets an
-equal part of what is left, and the greedy games are played at the end, those of all runs side by
-side. OUT holds report.md and, per variant and seed, metrics.csv, result.json, the configuration,
-the best policy and the console's lines. With --cpu it does the same without a GPU, to try it.
+`run` and `bench` need Python, torch and numpy there, nothing else, and end within --minutes. With
+--cpu they do the same without a GPU, to try it.
+
+`run`: each run gets an equal part of what is left, and the greedy games are played at the end,
+those of all runs side by side. OUT holds report.md and, per variant and seed, metrics.csv,
+result.json, the configuration, the best policy and the console's lines.
+
+`bench`: OUT holds report.md and bench.json with rows 14 to 16 of benchmarks/README.md, as many as
+there was time for.
 """
 
 import argparse
@@ -16,11 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError, UserError
 from common.machine import cores
+from tuning import gpu_bench
 from tuning.packages import environment_with, pack
 from tuning.results import keep, runs_in, table
 from tuning.trials import LAUNCH, check, place, train
@@ -70,14 +78,18 @@ def main(words: list[str]) -> int:
             pack(given.folder, given.python)
             return 0
         base = CPU if given.cpu else GPU
-        variants = [Variant.parse(text).over(base) for text in given.variant] or [base]
+        texts = given.variant if given.verb == "run" else []
+        variants = [Variant.parse(text).over(base) for text in texts] or [base]
         check(variants)
         with tempfile.TemporaryDirectory() as scratch:
             deadline = time.monotonic() + 60 * given.minutes
             environment = environment_with(given.packages, Path(scratch, "site"))
             session = Session(given.out, Path(scratch), environment, deadline)
             session.require_gpu(given.cpu)
-            session.run([(v, seed) for seed in given.seeds for v in variants], given.games)
+            if given.verb == "bench":
+                session.bench(given.rows)
+            else:
+                session.run([(v, seed) for seed in given.seeds for v in variants], given.games)
     except UserError as error:
         print(f"gpu_run: {error}", file=sys.stderr)
         return error.exit_code
@@ -96,14 +108,17 @@ def flag_parser() -> argparse.ArgumentParser:
     packing = verbs.add_parser("pack", help="archive the packages for that machine")
     packing.add_argument("folder", type=Path, help="where the archive goes")
     packing.add_argument("--python", default="3.12", help="version there (default: 3.12)")
-    running = verbs.add_parser("run", help="train, evaluate, report")
-    running.add_argument("out", type=Path, help="where the report goes")
-    running.add_argument("--packages", type=Path, required=True, help="the archive")
-    running.add_argument("--minutes", type=float, default=9.5, help="of all of it (9.5)")
+    there = argparse.ArgumentParser(add_help=False)
+    there.add_argument("out", type=Path, help="where the report goes")
+    there.add_argument("--packages", type=Path, required=True, help="the archive")
+    there.add_argument("--minutes", type=float, default=9.5, help="of all of it (9.5)")
+    there.add_argument("--cpu", action="store_true", help="without a GPU")
+    running = verbs.add_parser("run", parents=[there], help="train, evaluate, report")
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     running.add_argument("--games", type=int, default=30, help="greedy ones, of each run (30)")
     running.add_argument("--variant", action="append", default=[], help="[name:]setting=value,...")
-    running.add_argument("--cpu", action="store_true", help="without a GPU")
+    measuring = verbs.add_parser("bench", parents=[there], help="measure, report")
+    measuring.add_argument("--rows", nargs="+", default=gpu_bench.ROWS, help="in this order")
     return parser
 
 
@@ -118,7 +133,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self.machine = ""
-        self.troubles: dict[str, str] = {}  # by run
+        self.troubles: dict[str, str] = {}  # by run; or of the benchmarks
         self.greedy: dict[str, str] = {}  # by run, what eval said
         self.out.mkdir(parents=True, exist_ok=True)
         if any(self.out.iterdir()):
@@ -146,6 +161,14 @@ class Session:
             self.report(planned)
         self.evaluate(kept, games)
         self.report(planned)
+
+    def bench(self, rows: Sequence[str]) -> None:
+        """Measure these rows until the time is up, and write the report of what there is."""
+        trouble = gpu_bench.measure(rows, self.out, self.left, self.environment)
+        if trouble:
+            self.troubles["bench"] = trouble
+        command = f"`launch.py bench {' '.join(rows)}`"
+        self.write(["# Learning on a GPU", self.machine, command, gpu_bench.table(self.out)])
 
     @property
     def left(self) -> float:
@@ -206,8 +229,12 @@ class Session:
         parts = ["# Pong in one call", self.machine, "\n".join(commands.values())]
         parts += [table(runs_in(self.out), AREA_MINUTES), "\n".join(self.speeds())]
         parts += ["\n".join(["Greedy games of the best policies:", "", *greedy])]
-        parts += [f"Trouble with {run}:\n```\n{why}\n```" for run, why in self.troubles.items()]
-        (self.out / "report.md").write_text("\n\n".join(parts) + "\n")
+        self.write(parts)
+
+    def write(self, parts: list[str]) -> None:
+        """The report, and below it what went wrong."""
+        troubles = [f"Trouble with {what}:\n```\n{why}\n```" for what, why in self.troubles.items()]
+        (self.out / "report.md").write_text("\n\n".join([*parts, *troubles]) + "\n")
 
     def speeds(self) -> list[str]:
         """A line per result."""

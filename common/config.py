@@ -180,9 +180,9 @@ class Config:
 
     @property
     def tolerance_samples(self) -> float:
-        """The limiter's tolerance: as set, or two chunks for every game and a batch."""
+        """The limiter's tolerance: as set, or a chunk for every game and a batch."""
         games = max(self.actor_count, 1) * self.envs_per_actor
-        chosen = self.batch_size + 2 * games * self.samples_per_insert * self.chunk_transitions
+        chosen = self.batch_size + games * self.samples_per_insert * self.chunk_transitions
         return self.samples_per_insert_tolerance or chosen
 
     def agreement(self) -> dict[str, Any]:

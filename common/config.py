@@ -180,9 +180,10 @@ class Config:
 
     @property
     def tolerance_samples(self) -> float:
-        """The limiter's tolerance: as set, or a chunk for every game and a batch."""
+        """The limiter's tolerance: as set, or a batch and a chunk for every two games."""
         games = max(self.actor_count, 1) * self.envs_per_actor
-        chosen = self.batch_size + games * self.samples_per_insert * self.chunk_transitions
+        chunks = max(1.0, games / 2)
+        chosen = self.batch_size + chunks * self.samples_per_insert * self.chunk_transitions
         return self.samples_per_insert_tolerance or chosen
 
     def agreement(self) -> dict[str, Any]:

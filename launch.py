@@ -5,17 +5,31 @@ This process starts and watches the others and imports neither torch nor zmq for
 `--actors 0` it is the whole system in lock-step.
 """
 
+import os
+import signal
+import sys
 import time
 
 STARTED = time.monotonic()  # wall_seconds counts from here, in every process of this machine
+INTERRUPTED, USER_ERRORS = 130, (2, 3, 4, 5)
+STOPS = (signal.SIGINT, signal.SIGTERM)
+NOT_BEGUN = "Interrupted before anything had begun."
+
+
+def leave(*_: object) -> None:
+    """At once, and without an exception: importing C libraries swallow those, or crash."""
+    os.write(2, f"{NOT_BEGUN}\n".encode())
+    os._exit(INTERRUPTED)
+
+
+if __name__ == "__main__":  # until main() knows better
+    for stop_signal in STOPS:
+        signal.signal(stop_signal, leave)
 
 import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
-import os  # noqa: E402
 import shlex  # noqa: E402
-import signal  # noqa: E402
-import sys  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -36,7 +50,6 @@ from common.run_folder import (  # noqa: E402
 )
 from common.supervisor import ChildSpec, Supervisor  # noqa: E402
 
-INTERRUPTED, USER_ERRORS = 130, (2, 3, 4, 5)
 VERBS = ("train", "eval", "bench", "keys")
 INTERNAL_VERBS = ("learner", "actor")  # the child processes of `train`
 LIBRARIES = frozenset(
@@ -53,6 +66,9 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words.pop(0) if words and not words[0].startswith("-") else "train"
     try:
+        if verb != "train":
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if verb not in VERBS + INTERNAL_VERBS:
             known = ", ".join(VERBS)
             raise ConfigError(f"Unknown verb {verb!r}{did_you_mean(verb, VERBS)}; known: {known}.")
@@ -62,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"volley: {error}", error=True)
         return error.exit_code
     except KeyboardInterrupt:
-        say("Interrupted before anything had begun.", error=True)
+        say(NOT_BEGUN, error=True)
         return INTERRUPTED
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in LIBRARIES:
@@ -79,10 +95,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(words: list[str]) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until others take over
     order = command_line.parse(words)
     from actors.game import make_game
 
+    for one in STOPS:  # from here on there are files to put back; the supervisor takes over later
+        signal.signal(one, signal.default_int_handler)
     game = make_game(order.config.env)
     config = dataclasses.replace(
         order.config, n_actions=game.n_actions, frames_per_env_step=game.frames_per_env_step
@@ -137,11 +154,11 @@ def train_in_lock_step(
 ) -> int:
     """Everything in this process, one thing at a time: the asynchronous form's oracle."""
     os.environ.update(learner_environment(config))  # before torch is imported
+    stop = StopSignal(*STOPS)
     from actors.actor import actor_epsilon
     from actors.player import Player
     from learner.learner import Learner, finish
 
-    stop = StopSignal(signal.SIGTERM, signal.SIGINT)
     player = Player(config, seed=[config.seed, 0, 0, 0])
     player.state_dict()  # now, not at the first save: a game that cannot be saved says so
     learner = Learner(config, run_dir, resume, STARTED)
@@ -175,7 +192,7 @@ def learner(words: list[str]) -> int:
     die_with_parent(int(parent))
     run_dir = Path(folder)
     config = Config.from_json(run_dir / "config.json")
-    stop = StopSignal(signal.SIGTERM, signal.SIGINT)  # from whoever signals every process
+    stop = StopSignal(*STOPS)  # from whoever signals every process
     from learner.learner import run_learner
 
     beats = Heartbeats.open(run_dir / "heartbeats")

@@ -93,12 +93,20 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("module", "wait"),
+    [
+        ("slow_game", "time.sleep(60)"),
+        # As C libraries do that are interrupted while they are imported.
+        ("cv2", "try: time.sleep(60)\nexcept KeyboardInterrupt: time.sleep(60)"),
+    ],
+)
 def test_told_to_end_before_anything_has_begun_it_says_so(
-    tmp_path: Path, signum: signal.Signals
+    tmp_path: Path, signum: signal.Signals, module: str, wait: str
 ) -> None:
-    """While the game's module is imported, which here takes for ever."""
-    module = tmp_path / "slow_game.py"
-    module.write_text("import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)\n")
+    """While a module is imported, which here takes for ever."""
+    code = f"import pathlib, time\npathlib.Path('begun').touch()\n{wait}\n"
+    (tmp_path / f"{module}.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     with launch("--env", "slow_game:Slow-v0", cwd=tmp_path, env=environment) as process:
         until((tmp_path / "begun").exists, 30)

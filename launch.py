@@ -314,4 +314,7 @@ def how_to_go_on(run_dir: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    for stop_signal in STOPS:  # it stands: a late second Ctrl-C must not make another of it
+        signal.signal(stop_signal, signal.SIG_IGN)
+    sys.exit(exit_code)

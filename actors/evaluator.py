@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import torch
 
-from actors.game import Game, make_game
+from actors.game import Game, game_for, game_seed
 from actors.policy import epsilon_greedy
 from common.config import FRAME_SHAPE, STACK
 from common.policy_file import Policy
@@ -28,14 +28,9 @@ def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> lis
     running: list[Game] = []
     obs = np.zeros((games, STACK, *FRAME_SHAPE), np.uint8)
     for i in range(games):
-        game_seed = int(seeds[i].generate_state(1)[0]) >> 1
-        game = make_game(
-            config.env,
-            noop_max=config.noop_max,
-            episodic_life=config.episodic_life,
-            seed=game_seed,
-        )
-        obs[i, -1] = game.reset(game_seed)
+        first_seed = game_seed(seeds[i])
+        game = game_for(config, first_seed)
+        obs[i, -1] = game.reset(first_seed)
         running.append(game)
     scores = np.zeros(games)
     alive = np.arange(games)

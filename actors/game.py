@@ -19,6 +19,7 @@ from gymnasium.wrappers import TimeLimit
 
 from actors.env import SKIP, Env, has_fire, open_env
 from actors.screen import Screen
+from common.config import Config
 from common.errors import ConfigError
 
 
@@ -82,6 +83,18 @@ def make_game(
             "max_num_frames_per_episode"
         )
     return AtariGame(bare, noop_max=noop_max, episodic_life=episodic_life)
+
+
+def game_for(config: Config, seed: int) -> Game:
+    """The game that a configuration describes, to be begun by reset(seed)."""
+    return make_game(
+        config.env, noop_max=config.noop_max, episodic_life=config.episodic_life, seed=seed
+    )
+
+
+def game_seed(sequence: np.random.SeedSequence) -> int:
+    """What reset() takes: 31 bits."""
+    return int(sequence.generate_state(1)[0]) >> 1
 
 
 class AtariGame:

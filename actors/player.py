@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from actors.accumulator import Accumulator, with_episode
-from actors.game import Game, make_game
+from actors.game import Game, game_for, game_seed
 from actors.policy import epsilon_greedy
 from common.config import FRAME_SHAPE, STACK, Config
 from common.errors import ConfigError
@@ -31,18 +31,11 @@ class Player:
         self.config = config
         policy_seed, *spawned = np.random.SeedSequence(seed).spawn(1 + config.envs_per_actor)
         self.rng = np.random.default_rng(policy_seed)
-        game_seeds = [int(s.generate_state(1)[0]) >> 1 for s in spawned]
+        game_seeds = [game_seed(one) for one in spawned]
         self.games: list[Game] = []
-        for game_seed in game_seeds:
+        for first_seed in game_seeds:
             beat()
-            self.games.append(
-                make_game(
-                    config.env,
-                    noop_max=config.noop_max,
-                    episodic_life=config.episodic_life,
-                    seed=game_seed,
-                )
-            )
+            self.games.append(game_for(config, first_seed))
         if self.games[0].n_actions != config.n_actions:
             raise ConfigError(
                 f"{config.env} has {self.games[0].n_actions} actions here, the configuration says "
@@ -58,9 +51,9 @@ class Player:
         self.obs = np.zeros((k, STACK, *FRAME_SHAPE), np.uint8)
         self.lengths = [0] * k  # of the games in progress
         self._over: collections.deque[EpisodeStats] = collections.deque()  # not yet reported
-        for i, game_seed in enumerate(game_seeds):
+        for i, first_seed in enumerate(game_seeds):
             beat()
-            self._begin(i, seed=game_seed)
+            self._begin(i, first_seed)
 
     def load_weights(self, version: int, vector: np.ndarray) -> None:
         load_state_vector(self.network, vector)

@@ -116,6 +116,25 @@ def test_told_to_end_before_anything_has_begun_it_says_so(
     assert "Interrupted before anything had begun." in output and "Traceback" not in output
 
 
+def test_a_stop_that_comes_too_late_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    """While the interpreter is taken down, which here takes its time."""
+    code = """
+import pathlib, time
+class Slow:
+    def __del__(self, begun=pathlib.Path("begun").touch, wait=time.sleep):
+        begun()
+        wait(2)
+slow = Slow()
+"""
+    (tmp_path / "slow_end.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with launch("--env", "slow_end:Nope-v0", cwd=tmp_path, env=environment) as process:
+        until((tmp_path / "begun").exists, 30)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 2  # there is no such game
+
+
 def test_a_game_that_ends_its_process_is_not_taken_for_a_goodbye(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,7 +134,7 @@ def test_spread_frames_are_stored_frames() -> None:
     assert all(stamp_of(f) > 0 for f in frames)
 
 
-def test_a_batch_that_is_on_the_learners_gpu_already_stays_as_it_is(
+def test_the_learners_gpu_is_called_what_tensors_on_it_call_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -99,6 +99,9 @@ class Config:
     """CPU threads of the learner; 0: the cores that the actors leave over, at least one."""
     network: Literal["nature", "nips"] = "nips"
     """nips: 16-32 filters, 256 units (Mnih et al. 2013); nature: 32-64-64, 512 (2015)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the factors in the network's products, sums are float32; auto: bfloat16 on a CPU that
+    multiplies it natively, each process its own."""
     dueling: bool = False
     """Separate value and advantage streams (Wang et al. 2016)."""
     double: bool = False

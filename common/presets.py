@@ -30,6 +30,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prioritized": False,
         "samples_per_insert": 32.0,
         "network": "nature",
+        "precision": "float32",
         "standardize": False,
         "loss": "mse",
         "learning_rate": 1e-4,

@@ -8,6 +8,8 @@ Parameters are float32 always. What is multiplied may be rounded to bfloat16 fir
 2019, sums stay float32): half the time on a CPU that does so natively.
 """
 
+from typing import Self
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -95,6 +97,14 @@ class DQN(nn.Module):
             hidden: Tensor = layers[:-1](features)
         values: Tensor = layers[-1](hidden.float())
         return values
+
+    def for_playing(self) -> Self:
+        """The same, never to be trained: the hidden layers' weights, nearly all there are, are
+        rounded when they are loaded instead of in every forward pass."""
+        if self.in_bfloat16:
+            for stream in (self.advantage, self.value) if self.dueling else (self.advantage,):
+                stream[0].to(torch.bfloat16)
+        return self.eval()
 
     def _rounding(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self.in_bfloat16)

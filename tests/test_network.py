@@ -88,6 +88,19 @@ def test_factors_rounded_to_bfloat16_change_values_and_gradients_by_no_more_than
     assert torch.cosine_similarity(gradients, rounded_gradients, dim=0) > 0.999
 
 
+@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_network_for_playing_gives_the_very_values_of_the_one_that_learns(
+    dueling: bool, bfloat16: bool
+) -> None:
+    learns, plays = (DQN((4, 84, 84), 6, "nips", dueling, bfloat16) for _ in range(2))
+    learns.standardize(torch.randint(0, 256, (50, 84, 84), dtype=torch.uint8))
+    load_state_vector(plays.for_playing(), state_vector(learns))
+    obs = torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(learns(obs), plays(obs))
+
+
 @pytest.mark.parametrize(
     ("precision", "cuda", "native", "bfloat16"),
     [

@@ -16,7 +16,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epsilon_final": 0.01,
         "epsilon_decay_env_steps": 40_000,
         "learning_rate": 3e-4,
+        "learning_rate_final": 0.0,
         "target_sync_period_updates": 500,
+        "policy_average_updates": 0,
     },
     # The reference program, number for number: one game, one update per env step.
     "book": {
@@ -34,9 +36,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "standardize": False,
         "loss": "mse",
         "learning_rate": 1e-4,
+        "learning_rate_final": 0.0,
         "max_grad_norm": 0.0,
         "target_sync_period_updates": 1_000,
         "publish_period_updates": 8,
+        "policy_average_updates": 0,
     },
     "atari": {
         "noop_max": 30,
@@ -52,9 +56,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "replay_transitions": 1_000_000,
         "learning_starts_transitions": 50_000,
         "learning_rate": 1e-4,
+        "learning_rate_final": 0.0,
         "adam_epsilon": 1.5e-4,
         "samples_per_insert": 8.0,
         "target_sync_period_updates": 2_000,
+        "policy_average_updates": 0,
     },
 }
 

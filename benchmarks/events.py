@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable
 
 Action = Callable[[], None]
-_CLOSE = 1e-9  # share of the work done so far within which two moments are one
+_CLOSE_SECONDS = 1e-9  # moments so close are one: floating point can tell them apart no better
 
 
 class Clock:
@@ -41,7 +41,7 @@ class Shared:
 
     capacity: work per second in all; each: the most that one task gets, all of it if left out.
     Every active task has received the same amount since it began, so one number, `_given`, says
-    how far all of them are: a task is done when it reaches what that was at its start plus its work.
+    how far all are: a task is done when that has grown by the task's work since its beginning.
     """
 
     def __init__(self, clock: Clock, capacity: float, each: float | None = None) -> None:
@@ -104,7 +104,7 @@ class Shared:
             return  # an earlier plan, overtaken
         self._wake_at = float("inf")
         self._catch_up()
-        limit = self._given * (1 + _CLOSE) + 1e-15
+        limit = self._given + (self._rate() * _CLOSE_SECONDS if self._active else 0.0)
         finished = []
         while self._tasks and self._tasks[0][0] <= limit:
             _, number, done = heapq.heappop(self._tasks)

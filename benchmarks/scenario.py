@@ -85,6 +85,8 @@ class Scenario:
     cores: int = 0
     learning: bool = True
     """False: what arrives is stored, and nobody is held back."""
+    ahead: float = 0.0
+    """At the start the actors have run ahead of training by this share of what they may."""
     publish_seconds: float = 0.0
     """A remedy: at least so long between two versions, however many updates that is."""
 

@@ -1,0 +1,446 @@
+"""What everything costs one core of this machine, as `benchmarks/simulation.py` takes it.
+
+CPU time is read per thread, so a thread is charged its own work however many cores there are.
+What runs all the time, an actor's env steps and the learner's updates, is timed by the clock on the
+wall while the other of the two keeps the other core busy: cores of one machine slow each other
+down, and in a run they are all busy.
+"""
+
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from actors.player import Player
+from benchmarks.acting import greedy
+from benchmarks.experience import played
+from benchmarks.learning import learning
+from benchmarks.measure import Side, alternate, steadily
+from benchmarks.transport import PreparedSender, Receiver
+from benchmarks.worker import Worker
+from common import messages
+from common.address import endpoint
+from common.config import FRAME_SHAPE, Config
+from common.keys import create_keys
+from common.messages import Ack, Chunk, Header, Spec, Type, Weights
+from common.network import network_for, state_size, state_vector
+from common.sessions import Session, Sessions
+from launch import learner_environment
+from learner.learner import Learner
+
+Figures = dict[str, float]
+SENDERS = 8
+CHUNKS, PINGS, VERSIONS = 24, 400, 12  # of each sender, in one round
+PINGS_AT_ONCE = 8  # fewer than ZeroMQ's queues hold; and so are the versions
+SESSIONS = (1_000, 10_000)
+EPSILON = 0.05
+TCP_AND_ETHERNET = 1538 / 1448  # bytes on the wire for a full packet's bytes of a message
+MESSAGE_BYTES = 200.0  # on the wire, of an acknowledgement with its frame: some 100 are headers
+
+
+# -- sides: an actor ------------------------------------------------------------------------------
+
+
+def actor_sides() -> dict[str, Side]:
+    """Seconds of an env step, by the clock on the wall; and of an actor's other work."""
+    torch.set_num_threads(1)
+    config = greedy(Config().envs_per_actor)
+    player = Player(config, [0])
+    full = full_chunks(config)
+    weights = Weights(1, state_vector(network_for(config)))
+    frame = memoryview(messages.encode_weights(weights))
+    size = state_size(network_for(config))
+
+    def step() -> int:
+        player.step(EPSILON)
+        return len(player.games)
+
+    def parts(seconds: float) -> Figures:
+        """Shares of an env step, which need no second core."""
+        player.timings.fractions()
+        rate = steadily(step)(seconds)
+        shares = player.timings.fractions()
+        return {"rate": rate, "infer": shares["infer"], "play": shares["play"]}
+
+    def encode(seconds: float) -> float:
+        return cpu_each(lambda: messages.encode_chunk(1, 1, full[0]), seconds)
+
+    def load(seconds: float) -> float:
+        def once() -> None:
+            messages.decode_header(frame)
+            player.load_weights(1, messages.decode_weights(frame, size).vector)
+
+        return cpu_each(once, seconds)
+
+    return {"step": steadily(step), "parts": parts, "encode": encode, "load": load}
+
+
+def full_chunks(config: Config) -> list[Chunk]:
+    return [c for c in played(config, 2_000) if len(c) == config.chunk_transitions]
+
+
+def cpu_each(work: Callable[[], object], seconds: float) -> float:
+    """CPU seconds of this thread for one call."""
+    work()
+    calls, began, end = 0, time.thread_time(), time.perf_counter() + seconds / 4
+    while time.perf_counter() < end:
+        work()
+        calls += 1
+    return (time.thread_time() - began) / calls
+
+
+# -- sides: the learner ---------------------------------------------------------------------------
+
+
+def trainer_sides() -> dict[str, Side]:
+    """Updates/s of the preset with a full replay; CPU seconds of storing and of publishing."""
+    config = training()
+    with tempfile.TemporaryDirectory(prefix="volley-bench-") as folder:
+        learner = Learner(config, Path(folder), resume=False, started=time.monotonic())
+    chunks = played(config, 4_000)
+    full = [c for c in chunks if len(c) == config.chunk_transitions]
+    for i in range(-(-config.replay_transitions // config.chunk_transitions) + 1):
+        learner.replay.add(full[i % len(full)])
+
+    def update() -> int:
+        learner.update()
+        return 1
+
+    def store(seconds: float) -> float:
+        places = iter(range(1 << 30))
+        return cpu_each(lambda: learner.replay.add(full[next(places) % len(full)]), seconds)
+
+    def publish(seconds: float) -> float:
+        return cpu_each(learner.weights, seconds)
+
+    def encode(seconds: float) -> float:
+        weights = learner.weights()
+        return cpu_each(lambda: messages.encode_weights(weights), seconds)
+
+    others: dict[str, Side] = {"store": store, "publish": publish, "encode_weights": encode}
+    return {"update": steadily(update), **others}
+
+
+def training() -> Config:
+    preset = Config()
+    return learning(preset.batch_size, preset.network, threads=1)
+
+
+# -- sides: transport -----------------------------------------------------------------------------
+
+
+def router_sides(folder: str, bind: str, keys: str) -> dict[str, Side]:
+    """The learner's endpoint: `threads` tells the CPU seconds that each thread has used."""
+    receiver = Receiver(transport_config(bind, keys), Path(folder))
+    (router,) = (thread for thread in threading.enumerate() if thread.name == "transport")
+    vector, version = state_vector(network_for(receiver.config)), 1
+
+    def threads(_: float) -> Figures:
+        assert router.ident
+        its = time.clock_gettime(time.pthread_getcpuclockid(router.ident))
+        main = time.thread_time()
+        return {"router": its, "main": main, "io": time.process_time() - its - main}
+
+    def take(_: float) -> None:
+        """A round of chunks from every sender."""
+        goal = receiver.taken + SENDERS * CHUNKS * receiver.config.chunk_transitions
+        while receiver.taken < goal:
+            receiver.welcome()
+            receiver.take()
+
+    def publish(_: float) -> int:
+        """A version, announced when this returns."""
+        nonlocal version
+        version += 1
+        receiver.endpoint.publish(Weights(version, vector))
+        time.sleep(0.02)
+        return version
+
+    return {"threads": threads, "take": take, "publish": publish}
+
+
+def sender_sides(folder: str, bind: str, keys: str) -> dict[str, Side]:
+    """The endpoints of some actors, and what they do when told."""
+    config = transport_config(bind, keys)
+    size = state_size(network_for(config))
+    address = endpoint(config, Path(folder))
+    full = full_chunks(config)
+    senders = [Teller(config, address, i, size) for i in range(SENDERS)]
+    pool = ThreadPoolExecutor(SENDERS)
+    list(pool.map(Teller.handshake, senders))
+    list(pool.map(Teller.first_weights, senders))
+
+    def prepare(_: float) -> None:
+        for sender in senders:
+            sender.prepare([full[i % len(full)] for i in range(CHUNKS)])
+
+    def send(_: float) -> None:
+        list(pool.map(Teller.send_prepared, senders))
+
+    def ping(_: float) -> None:
+        list(pool.map(Teller.ping, senders))
+
+    def fetch(version: float) -> None:
+        """Hear what was announced, ask for it, and wait until it is here."""
+        list(pool.map(partial(Teller.fetch, version=int(version)), senders))
+
+    def threads(_: float) -> Figures:
+        return {"process": time.process_time()}
+
+    return {"prepare": prepare, "send": send, "ping": ping, "fetch": fetch, "threads": threads}
+
+
+def transport_config(bind: str, keys: str) -> Config:
+    return greedy(8, actors=SENDERS, bind=bind, keys=keys)
+
+
+class Teller(PreparedSender):
+    """An actor's endpoint that pings when told, and counts the answers."""
+
+    answers = 0
+
+    def ping(self) -> None:
+        """As many at a time as the learner's queue of answers holds: they come in turns, as in a
+        crowd."""
+        for _ in range(0, PINGS, PINGS_AT_ONCE):
+            goal = self.answers + PINGS_AT_ONCE
+            for _ in range(PINGS_AT_ONCE):
+                self._transmit(messages.encode(Header(Type.PING, self.session)))
+            while self.answers < goal:
+                self._receive(200)
+
+    def fetch(self, version: int) -> None:
+        """Hear what was announced, ask for it, and wait until it is here."""
+        while self.first_weights().version < version:
+            pass
+
+    def _acknowledged(self, ack: Ack) -> None:
+        super()._acknowledged(ack)
+        self.answers += 1
+
+
+# -- sides: credit --------------------------------------------------------------------------------
+
+
+def credit_sides() -> dict[str, Side]:
+    """CPU seconds per open session of looking at credit, of granting a chunk, of fencing."""
+    sides: dict[str, Side] = {}
+    for count in SESSIONS:
+        sessions, all_granted = full_book(count)
+        one = next(iter(sessions))
+
+        def look(seconds: float, sessions: Sessions = sessions) -> float:
+            return cpu_each(lambda: sessions.grant(0.0), seconds) / len(sessions)
+
+        def fence(seconds: float, sessions: Sessions = sessions) -> float:
+            return cpu_each(lambda: sessions.fence_silent(0.0), seconds) / len(sessions)
+
+        def grant(
+            seconds: float,
+            sessions: Sessions = sessions,
+            one: Session = one,
+            all_granted: float = all_granted,
+        ) -> float:
+            def take_one_and_grant_one() -> None:
+                one.acked_seq += 1
+                sessions.grant(all_granted)
+
+            return cpu_each(take_one_and_grant_one, seconds) / len(sessions)
+
+        sides |= {f"look {count}": look, f"grant {count}": grant, f"fence {count}": fence}
+    return sides
+
+
+def full_book(count: int) -> tuple[Sessions, float]:
+    """Sessions that hold all the credit that the default tolerance has for so many, and how much
+    that is, in transitions."""
+    config = Config()
+    sessions = Sessions(config.chunk_transitions, config.window_chunks)
+    for i in range(count):
+        sessions.open(i, i, b"", "")
+    all_granted = count * config.envs_per_actor / 2 * config.chunk_transitions
+    sessions.grant(count * config.chunk_transitions)  # one each, the rest at once: it takes long
+    for session in sessions:
+        session.granted_seq = config.envs_per_actor // 2
+    return sessions, all_granted
+
+
+# -- all of it ------------------------------------------------------------------------------------
+
+
+def measure(rounds: int, seconds: float) -> tuple[Figures, dict[str, list[float]]]:
+    """-> medians, by the names of `benchmarks.scenario.Costs` and some more; every round."""
+    seen = acting_and_training(rounds, seconds)
+    seen |= {f"{name}, no keys": f for name, f in transport(rounds, keys=False).items()}
+    seen |= {f"{name}, keys": f for name, f in transport(rounds, keys=True).items()}
+    with Worker("benchmarks.costs:credit_sides") as book:
+        seen |= alternate(book.sides, rounds, seconds)
+    typical = {name: statistics.median(figures) for name, figures in seen.items()}
+    return costs(typical) | more(typical), seen
+
+
+def acting_and_training(rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Both alone and beside each other, in turns."""
+    config = training()
+    with (
+        Worker("benchmarks.costs:actor_sides") as actor,
+        Worker(
+            "benchmarks.costs:trainer_sides", environment=learner_environment(config)
+        ) as trainer,
+    ):
+
+        def beside(seconds: float) -> Figures:
+            trainer.begin("update", seconds)
+            step = actor.sides["step"](seconds)
+            return {"step": step, "update": trainer.answer(seconds)}
+
+        sides: dict[str, Side] = {f"{name}, alone": side for name, side in actor.sides.items()}
+        sides |= {f"{name}, alone": side for name, side in trainer.sides.items()}
+        sides["beside"] = beside
+        seen = alternate(sides, rounds, seconds)
+    both = seen.pop("beside")
+    seen |= {f"{name}, beside": [each[name] for each in both] for name in ("step", "update")}
+    for name in ("infer", "play"):
+        seen[f"{name} share"] = [parts[name] for parts in seen["parts, alone"]]
+    del seen["parts, alone"]
+    return seen
+
+
+def transport(rounds: int, keys: bool) -> dict[str, list[float]]:
+    """CPU seconds by thread of a chunk, a ping with its answer, a version: over loopback TCP."""
+    seen: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(prefix="volley-bench-") as folder, ExitStack() as stack:
+        key_folder = ""
+        if keys:
+            create_keys(Path(folder) / "keys")
+            key_folder = str(Path(folder) / "keys")
+        where = {"folder": folder, "bind": f"tcp://127.0.0.1:{free_port()}", "keys": key_folder}
+        router = stack.enter_context(Worker("benchmarks.costs:router_sides", **where))
+        senders = stack.enter_context(Worker("benchmarks.costs:sender_sides", **where))
+
+        def spent(what: str, units: int, work: Callable[[], object]) -> None:
+            """Enter what every thread spent on a unit of this work."""
+            clocks = (router.sides["threads"], senders.sides["threads"])
+            before = [clock(0.0) for clock in clocks]
+            work()
+            after = [clock(0.0) for clock in clocks]
+            for side_before, side_after in zip(before, after, strict=True):
+                for thread, cpu in side_after.items():
+                    each = (cpu - side_before[thread]) / units
+                    seen.setdefault(f"{what}: {thread}", []).append(each)
+
+        def chunks() -> None:
+            senders.begin("send", 0.0)
+            router.sides["take"](0.0)
+            senders.answer(0.0)
+
+        def announce() -> None:
+            for _ in range(VERSIONS):
+                router.sides["publish"](0.0)
+
+        def versions() -> None:
+            for _ in range(VERSIONS):
+                senders.sides["fetch"](router.sides["publish"](0.0))
+
+        for i in range(rounds + 1):
+            senders.sides["prepare"](0.0)
+            spent("chunk", SENDERS * CHUNKS, chunks)
+            spent("ping", SENDERS * PINGS, lambda: senders.sides["ping"](0.0))
+            spent("announcement", SENDERS * VERSIONS, announce)
+            senders.sides["fetch"](router.sides["publish"](0.0))
+            spent("version", SENDERS * VERSIONS, versions)
+            if i == 0:
+                seen.clear()  # memory is touched for the first time
+    return seen
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def costs(seen: Figures) -> Figures:
+    """As `benchmarks.scenario.Costs` wants them; transport without keys."""
+    config = training()
+    chunk, weights = wire_sizes(config)
+
+    def of(name: str) -> float:
+        return seen[f"{name}, no keys"]
+
+    look, grant, fence = (credit(seen, name) for name in ("look", "grant", "fence"))
+    return {
+        "actor_step": 1 / seen["step, beside"],
+        "actor_chunk": seen["encode, alone"] + of("chunk: process"),
+        "actor_weights": seen["load, alone"] + of("version: process"),
+        "router_chunk": of("chunk: router"),
+        "router_ping": of("ping: router"),
+        "router_ack": of("announcement: router"),
+        "router_weights": max(0.0, of("version: router") - of("announcement: router")),
+        "router_encode": seen["encode_weights, alone"],
+        "router_look": look,
+        "router_grant": max(0.0, grant - look),
+        "router_fence": fence,
+        "io_chunk": of("chunk: io"),
+        "io_weights": of("version: io"),
+        "io_message": of("ping: io") / 2,
+        "store": seen["store, alone"],
+        "update": 1 / seen["update, beside"],
+        "publish": seen["publish, alone"],
+        "chunk_bytes": chunk * TCP_AND_ETHERNET,
+        "weights_bytes": weights * TCP_AND_ETHERNET,
+        "message_bytes": MESSAGE_BYTES,
+    }
+
+
+def with_keys(record: Figures) -> Figures:
+    """The same costs where everything is encrypted."""
+    return record | {
+        name.removesuffix(" with keys"): cost
+        for name, cost in record.items()
+        if name.endswith(" with keys")
+    }
+
+
+def more(seen: Figures) -> Figures:
+    """What the document tells besides."""
+    return {
+        "io_chunk with keys": seen["chunk: io, keys"],
+        "io_weights with keys": seen["version: io, keys"],
+        "io_message with keys": seen["ping: io, keys"] / 2,
+        "actor_chunk with keys": seen["encode, alone"] + seen["chunk: process, keys"],
+        "actor_weights with keys": seen["load, alone"] + seen["version: process, keys"],
+        "actor_step alone": 1 / seen["step, alone"],
+        "update alone": 1 / seen["update, alone"],
+        "infer share": seen["infer share"],
+        "play share": seen["play share"],
+        "encode": seen["encode, alone"],
+        "load": seen["load, alone"],
+    }
+
+
+def credit(seen: Figures, name: str) -> float:
+    """Per session, the mean of the numbers of sessions that were tried."""
+    return statistics.mean(seen[f"{name} {count}"] for count in SESSIONS)
+
+
+def wire_sizes(config: Config) -> tuple[int, int]:
+    """Bytes of the messages of a full chunk and of the weights."""
+    spec = Spec.of(config)
+    chunk = Chunk(
+        np.zeros((spec.max_frames, *FRAME_SHAPE), np.uint8),
+        np.zeros(config.chunk_transitions, messages.TRANSITION_DTYPE),
+        policy_version=0,
+    )
+    weights = Weights(0, state_vector(network_for(config)))
+    return len(messages.encode_chunk(1, 1, chunk)), len(messages.encode_weights(weights))

@@ -71,6 +71,7 @@ class Actor:
 
     def __init__(self, run: Run, account: Account) -> None:
         self.run, self.account = run, account  # the account is the learner's, never read here
+        self.costs, self._window = run.scenario.costs, run.scenario.config.window_chunks
         self.link = Link(run)
         self.seq = self.acked = self.granted = self.sent = 0
         self.have = self.asked = self.newest = 0  # versions
@@ -86,9 +87,8 @@ class Actor:
         self.run.clock.after(PING_SECONDS, self._tick)
 
     def _play(self) -> None:
-        costs = self.run.scenario.costs
-        steps = self.run.chunk * costs.actor_step
-        self.run.actor_cores.begin(steps + costs.actor_chunk + self._extra, self._played)
+        work = self.run.chunk * self.costs.actor_step + self.costs.actor_chunk + self._extra
+        self.run.actor_cores.begin(work, self._played)
         self._extra = 0.0
 
     def _played(self) -> None:
@@ -99,7 +99,7 @@ class Actor:
 
     def _go_on_or_wait(self) -> None:
         under_way = self.seq - self.acked
-        if self.seq <= self.granted and under_way <= self.run.scenario.config.window_chunks:
+        if self.seq <= self.granted and under_way <= self._window:
             if self.waiting_since is not None:
                 self.waited += self.run.clock.now - self.waiting_since
                 self.waiting_since = None
@@ -120,7 +120,7 @@ class Actor:
 
     def hear_weights(self, version: int) -> None:
         self._heard = self.run.clock.now
-        self._extra += self.run.scenario.costs.actor_weights
+        self._extra += self.costs.actor_weights
         self.have = max(self.have, version)
         self._heard_something()
 
@@ -162,7 +162,7 @@ class Actor:
             self._progress, self._resend = now, min(RESEND_MOST_SECONDS, 2 * self._resend)
             self.run.resent += self.sent - self.acked
             self.sent = self.acked
-        costs = self.run.scenario.costs
+        costs = self.costs
         for seq in range(self.sent + 1, min(self.seq, self.granted) + 1):
             handle = partial(self.run.router.chunk, self, seq)
             self.link.to_learner(costs.chunk_bytes, costs.io_chunk, handle)
@@ -180,5 +180,5 @@ class Actor:
         self._say(partial(self.run.router.hello, self))
 
     def _say(self, handle: partial[None]) -> None:
-        costs = self.run.scenario.costs
+        costs = self.costs
         self.link.to_learner(costs.message_bytes, costs.io_message, handle)

@@ -268,7 +268,6 @@ def full_book(count: int) -> tuple[Sessions, float]:
     for i in range(count):
         sessions.open(i, i, b"", "")
     all_granted = count * config.envs_per_actor / 2 * config.chunk_transitions
-    sessions.grant(count * config.chunk_transitions)  # one each, the rest at once: it takes long
     for session in sessions:
         session.granted_seq = config.envs_per_actor // 2
     return sessions, all_granted
@@ -324,7 +323,10 @@ def transport(rounds: int, keys: bool) -> dict[str, list[float]]:
             create_keys(Path(folder) / "keys")
             key_folder = str(Path(folder) / "keys")
         where = {"folder": folder, "bind": f"tcp://127.0.0.1:{free_port()}", "keys": key_folder}
-        router = stack.enter_context(Worker("benchmarks.costs:router_sides", **where))
+        learners = learner_environment(training())
+        router = stack.enter_context(
+            Worker("benchmarks.costs:router_sides", environment=learners, **where)
+        )
         senders = stack.enter_context(Worker("benchmarks.costs:sender_sides", **where))
 
         def spent(what: str, units: int, work: Callable[[], object]) -> None:
@@ -378,6 +380,7 @@ def costs(seen: Figures) -> Figures:
     def of(name: str) -> float:
         return seen[f"{name}, no keys"]
 
+    encode = seen["encode_weights, alone"] / SENDERS  # each of them is sent the same bytes
     look, grant, fence = (credit(seen, name) for name in ("look", "grant", "fence"))
     return {
         "actor_step": 1 / seen["step, beside"],
@@ -386,7 +389,7 @@ def costs(seen: Figures) -> Figures:
         "router_chunk": of("chunk: router"),
         "router_ping": of("ping: router"),
         "router_ack": of("announcement: router"),
-        "router_weights": max(0.0, of("version: router") - of("announcement: router")),
+        "router_weights": max(0.0, of("version: router") - of("announcement: router") - encode),
         "router_encode": seen["encode_weights, alone"],
         "router_look": look,
         "router_grant": max(0.0, grant - look),

@@ -26,7 +26,7 @@ class Router:
         self._messages: collections.deque[partial[None]] = collections.deque()
         self._in_turn, self._busy, self._awake = 0, False, False
         self._owing = 0.0  # seconds of work that an effect turned out to take
-        self._cores = cores
+        self._cores, self._costs = cores, run.scenario.costs
         self._busy_seconds, self._since = 0.0, 0.0
 
     def busy_seconds(self) -> float:
@@ -56,7 +56,7 @@ class Router:
         if self._awake:
             self._awake = False
             if self.version > self._announced:
-                work = len(self.run.actors) * self.run.scenario.costs.router_ack
+                work = len(self.run.actors) * self._costs.router_ack
                 self._work(work, self._announce)
                 return
         self._next()
@@ -73,7 +73,7 @@ class Router:
             handle = self._messages.popleft()
             self._work(self._cost(handle), partial(self._handled, handle))
             return
-        costs, sessions = self.run.scenario.costs, len(self.run.actors)
+        costs, sessions = self._costs, len(self.run.actors)
         fence = 0.0 if self._messages else costs.router_fence
         self._work(sessions * (fence + costs.router_look), self._turned)
 
@@ -94,7 +94,7 @@ class Router:
         self._cores.begin(seconds, done)
 
     def _cost(self, handle: partial[None]) -> float:
-        costs = self.run.scenario.costs
+        costs = self._costs
         if handle.func == self.chunk:
             return costs.router_chunk + len(self.run.actors) * costs.router_look
         if handle.func == self.weights:
@@ -122,25 +122,24 @@ class Router:
         account = actor.account
         acked, granted = account.acked_seq, account.granted_seq
         answer = partial(actor.hear_welcome, acked, granted, self.version)
-        self._send(actor, self.run.scenario.costs.message_bytes, answer, small=True)
+        self._send(actor, self._costs.message_bytes, answer, small=True)
 
     def weights(self, actor: Actor) -> None:
         self._encoded = self.version
         answer = partial(actor.hear_weights, self.version)
-        self._send(actor, self.run.scenario.costs.weights_bytes, answer, small=False)
+        self._send(actor, self._costs.weights_bytes, answer, small=False)
 
     def ack(self, actor: Actor) -> None:
         account = actor.account
         answer = partial(actor.hear_ack, account.acked_seq, account.granted_seq, self.version)
-        self._send(actor, self.run.scenario.costs.message_bytes, answer, small=True)
+        self._send(actor, self._costs.message_bytes, answer, small=True)
 
     def _send(self, actor: Actor, size: float, answer: partial[None], *, small: bool) -> None:
-        costs = self.run.scenario.costs
-        io_seconds = costs.io_message if small else costs.io_weights
+        io_seconds = self._costs.io_message if small else self._costs.io_weights
         self.run.dropped += not actor.link.to_actor(size, io_seconds, answer)
 
     def _grant(self) -> None:
-        costs, sessions = self.run.scenario.costs, len(self.run.actors)
+        costs, sessions = self._costs, len(self.run.actors)
         woken, granted = self.run.credit.grant(self.insert_limit - self.taken)
         self._owing += granted * sessions * costs.router_grant + len(woken) * costs.router_ack
         for account in woken:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.config import Config
+from common.errors import ConfigError
 from common.presets import make_config
 
 
@@ -53,8 +54,11 @@ class Costs:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Costs":
-        """From the "costs" of a measurement; raises KeyError for one that is missing."""
-        return cls(**{field.name: float(record[field.name]) for field in dataclasses.fields(cls)})
+        """From the "costs" of a measurement. Raises ConfigError for one that is missing."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        if missing := [name for name in names if name not in record]:
+            raise ConfigError(f"The measurement lacks {', '.join(missing)}: measure anew.")
+        return cls(**{name: float(record[name]) for name in names})
 
 
 @dataclass(frozen=True)

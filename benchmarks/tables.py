@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.measure import ENV_STEPS, UPDATES, shown
-from benchmarks.simulation import ACTORS, IO, LINK_IN, LINK_OUT, PARTS, ROUTER, TRAINING
+from benchmarks.simulation import ACTORS, IO, PARTS, ROUTER
 from benchmarks.studies import CROWDS, USUAL_GIGABITS, Row
 
 FULL = 0.95  # a part this busy is full

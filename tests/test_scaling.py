@@ -1,15 +1,18 @@
 """The scaling study: its simulation against arithmetic, its credit against the learner's own."""
 
 import dataclasses
-
+import json
 import random
-
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-
+from benchmarks import scaling, studies, tables
 from benchmarks.credit import Credit
 from benchmarks.events import Clock, Line, Shared
+from benchmarks.measure import ENV_STEPS, UPDATES
 from benchmarks.scenario import Costs, Network, Scenario, preset
 from benchmarks.simulation import ACTORS, LINK_OUT, ROUTER, TRAINING, Run, capacities, simulate
 from benchmarks.studies import balance, settled
@@ -207,3 +210,95 @@ def test_a_parts_own_limit_is_what_it_takes_alone() -> None:
     assert limits[ACTORS] == pytest.approx(102_400.0)
     assert limits[ROUTER] == pytest.approx(64_000.0)
     assert limits[TRAINING] == pytest.approx(50 * 32 / 1.2)
+
+
+# -- the command line -----------------------------------------------------------------------------
+
+
+def measurement() -> dict[str, Any]:
+    """As `measure` writes it, with costs that are not real."""
+    figures = {name: 1e-5 for name, _, _ in tables.COSTS} | dataclasses.asdict(PLAYING)
+    figures |= {"update": 0.01, "chunk_bytes": 5e5, "weights_bytes": 3e6, "message_bytes": 200.0}
+    figures["io_weights with keys"] = 0.1
+    runs = [
+        {"actors": 1, "learning": learning, ENV_STEPS: 1000.0, UPDATES: 50.0} for learning in (0, 1)
+    ]
+    return {"about": {}, "costs": figures, "runs": runs, "rounds": {}}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("CROWDS", (2, 3, 4)),
+        ("CURVE", (1, 4)),
+        ("SETTLE_SECONDS", 0.5),
+        ("SECONDS", 1.0),
+    ):
+        monkeypatch.setattr(studies, name, value)
+
+
+def test_a_measurement_becomes_tables_and_plots(
+    small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "scaling.json"
+    path.write_text(json.dumps(measurement()))
+    assert scaling.main(["simulate", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    for words in ("| 1 | no | 1,000 | 1,024 | +2% | - | - |", "With keys", "4 ingest processes"):
+        assert words in printed
+    for table in printed.split("\n\n")[1::2]:
+        assert len({row.count("|") for row in table.strip().splitlines()}) == 1
+    assert scaling.main(["draw", "--json", str(path)]) == 0
+    assert ElementTree.fromstring(capsys.readouterr().out).tag.endswith("svg")
+
+
+def test_a_billion_frames_cost_the_time_of_all_cores() -> None:
+    scenario = training(61, dataclasses.replace(PLAYING, update=1e-4))
+    result = simulate(scenario, seconds=2.0, settle=1.0)
+    result = dataclasses.replace(result, env_steps_per_second=1e9 / 4 / 3600)
+    assert studies.price(studies.CPU, result) == pytest.approx(
+        {"hours": 1.0, "core_hours": 64.0, "dollars": 2.56}
+    )
+    assert studies.price(studies.GPU, result)["dollars"] == pytest.approx(3.56)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, ["Cannot read", "No such file"]),
+        ("not json", ["Cannot read"]),
+        ("[]", ['has no "costs"', "measure --json"]),
+        ('{"runs": []}', ['has no "costs"', "measure --json"]),
+    ],
+)
+def test_what_is_no_measurement_is_refused_in_one_sentence(
+    content: str | None, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "scaling.json"
+    if content is not None:
+        path.write_text(content)
+    assert scaling.main(["simulate", "--json", str(path)]) == 2
+    told = capsys.readouterr().err
+    assert all(word in told for word in words) and len(told.strip().splitlines()) == 1
+
+
+def test_plots_need_a_simulation_and_measuring_a_place_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "scaling.json"
+    path.write_text(json.dumps(measurement()))
+    assert scaling.main(["draw", "--json", str(path)]) == 2
+    assert "simulate --json" in capsys.readouterr().err
+    assert scaling.main(["measure", "--json", str(tmp_path / "none" / "file")]) == 2
+    assert capsys.readouterr().err.startswith("Cannot write")
+
+
+def test_a_measurement_that_lacks_a_cost_is_refused_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = measurement()
+    del record["costs"]["router_chunk"]
+    path = tmp_path / "scaling.json"
+    path.write_text(json.dumps(record))
+    assert scaling.main(["simulate", "--json", str(path)]) == 2
+    assert "router_chunk" in capsys.readouterr().err

@@ -60,6 +60,11 @@ class Link:
         self._out_io.put(io_seconds, written)
         return True
 
+    @property
+    def idle(self) -> bool:
+        """Nothing is on its way to the actor."""
+        return not self._queued
+
     def close(self) -> None:
         self.open = False
         for line in (self._in, self._in_io, self._out_io, self._out):
@@ -180,5 +185,8 @@ class Actor:
         self._say(partial(self.run.router.hello, self))
 
     def _say(self, handle: partial[None]) -> None:
+        if self.run.gathering is not None:
+            self.run.gathering.append(handle)
+            return
         costs = self.costs
         self.link.to_learner(costs.message_bytes, costs.io_message, handle)

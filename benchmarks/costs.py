@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -322,7 +323,8 @@ def transport(rounds: int, keys: bool) -> dict[str, list[float]]:
         if keys:
             create_keys(Path(folder) / "keys")
             key_folder = str(Path(folder) / "keys")
-        where = {"folder": folder, "bind": f"tcp://127.0.0.1:{free_port()}", "keys": key_folder}
+        bind = f"tcp://127.0.0.1:{free_port()}"
+        where: dict[str, Any] = {"folder": folder, "bind": bind, "keys": key_folder}
         learners = learner_environment(training())
         router = stack.enter_context(
             Worker("benchmarks.costs:router_sides", environment=learners, **where)

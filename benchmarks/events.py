@@ -47,19 +47,22 @@ class Shared:
     def __init__(self, clock: Clock, capacity: float, each: float | None = None) -> None:
         self.clock, self.capacity = clock, capacity
         self._each = capacity if each is None else each
-        self._tasks: list[tuple[float, int, Action]] = []
+        self._tasks: list[tuple[float, int, int, Action]] = []
         self._cancelled: set[int] = set()
         self._numbers = itertools.count()
         self._active = 0
         self._given, self._done, self._looked = 0.0, 0.0, clock.now
         self._wake_at = float("inf")
 
-    def begin(self, work: float, done: Action) -> int:
-        """done: called when so much work has been given to it. -> number to cancel it by."""
+    def begin(self, work: float, done: Action, together: int = 1) -> int:
+        """done: called when so much work has been given to it. -> number to cancel it by.
+
+        together: so many tasks of this work each, begun and done at once; not to be cancelled.
+        """
         self._catch_up()
         number = next(self._numbers)
-        heapq.heappush(self._tasks, (self._given + work, number, done))
-        self._active += 1
+        heapq.heappush(self._tasks, (self._given + work, number, together, done))
+        self._active += together
         self._plan()
         return number
 
@@ -107,11 +110,11 @@ class Shared:
         limit = self._given + (self._rate() * _CLOSE_SECONDS if self._active else 0.0)
         finished = []
         while self._tasks and self._tasks[0][0] <= limit:
-            _, number, done = heapq.heappop(self._tasks)
+            _, number, together, done = heapq.heappop(self._tasks)
             if number in self._cancelled:
                 self._cancelled.remove(number)
             else:
-                self._active -= 1
+                self._active -= together
                 finished.append(done)
         self._plan()
         for done in finished:

@@ -63,8 +63,14 @@ class Router:
 
     def _announce(self) -> None:
         self._announced = self.version
+        answers: list[Action] = []
         for actor in self.run.actors:
-            self.ack(actor)
+            if actor.link.idle:
+                answers.append(self._answer(actor))
+            else:
+                self.ack(actor)
+        if answers:
+            self.run.broadcast(answers)
         self._next()
 
     def _next(self) -> None:
@@ -130,9 +136,11 @@ class Router:
         self._send(actor, self._costs.weights_bytes, answer, small=False)
 
     def ack(self, actor: Actor) -> None:
+        self._send(actor, self._costs.message_bytes, self._answer(actor), small=True)
+
+    def _answer(self, actor: Actor) -> partial[None]:
         account = actor.account
-        answer = partial(actor.hear_ack, account.acked_seq, account.granted_seq, self.version)
-        self._send(actor, self._costs.message_bytes, answer, small=True)
+        return partial(actor.hear_ack, account.acked_seq, account.granted_seq, self.version)
 
     def _send(self, actor: Actor, size: float, answer: partial[None], *, small: bool) -> None:
         io_seconds = self._costs.io_message if small else self._costs.io_weights

@@ -59,11 +59,12 @@ def measure(path: Path, full: bool) -> None:
     form = FULL if full else SHORT
     began = time.monotonic()
     found, rounds = costs.measure(form.rounds, form.seconds / 2)
-    runs = []
+    record: dict[str, Any] = {"about": about(form), "costs": found, "runs": [], "rounds": rounds}
+    write(path, record)
     for run in real.runs(RUN_SECONDS if full else SHORT_RUN_SECONDS):
-        runs.append(run)
+        record["runs"].append(run)
+        write(path, record)
         print(f"{time.monotonic() - began:.0f} s: {run}", file=sys.stderr, flush=True)
-    write(path, {"about": about(form), "costs": found, "runs": runs, "rounds": rounds})
 
 
 def simulate(path: Path) -> None:

@@ -12,10 +12,11 @@ threads work side by side here), lost packets, actors that crash.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.actor_model import Actor
 from benchmarks.credit import Credit
-from benchmarks.events import Clock, Shared
+from benchmarks.events import Action, Clock, Shared
 from benchmarks.learner_model import Router, Trainer
 from benchmarks.scenario import Scenario
 
@@ -24,6 +25,7 @@ class Run:
     """All parts of one scenario, and what they did.
 
     versions: of each version of the weights, when it was published and after how many updates.
+    gathering: small messages of actors that hear a broadcast; None: there is none.
     """
 
     def __init__(self, scenario: Scenario) -> None:
@@ -41,6 +43,7 @@ class Run:
         self.credit = Credit(scenario.actors, self.chunk, config.window_chunks)
         self.trainer, self.router = Trainer(self, learner), Router(self, learner)
         self.actors = [Actor(self, account) for account in self.credit.accounts]
+        self.gathering: list[partial[None]] | None = None
         self.produced = 0  # chunks
         self.resent = self.duplicates = self.dropped = self.reconnects = 0
         self.use_ages = 0.0  # of the weights, summed over the chunks produced
@@ -50,6 +53,43 @@ class Run:
         """An actor has finished a chunk, by these weights."""
         self.produced += 1
         self.use_ages += self.clock.now - self.versions[version][0]
+
+    def broadcast(self, answers: list[Action]) -> None:
+        """One small message to each of many actors whose connections are idle.
+
+        What they answer at once is gathered, so that a crowd takes few events.
+        """
+
+        def written() -> None:
+            self.link_out.begin(costs.message_bytes, crossed, count)
+
+        def crossed() -> None:
+            self.clock.after(self.latency, arrived)
+
+        def arrived() -> None:
+            self.gathering = []
+            for answer in answers:
+                answer()
+            gathered, self.gathering = self.gathering, None
+            if gathered:
+                self._answered(gathered)
+
+        costs, count = self.scenario.costs, len(answers)
+        self.io.begin(costs.io_message, written, count)
+
+    def _answered(self, handles: list[partial[None]]) -> None:
+        def crossed() -> None:
+            self.clock.after(self.latency, read)
+
+        def read() -> None:
+            self.io.begin(costs.io_message, arrived, count)
+
+        def arrived() -> None:
+            for handle in handles:
+                self.router.message(handle)
+
+        costs, count = self.scenario.costs, len(handles)
+        self.link_in.begin(costs.message_bytes, crossed, count)
 
     def _begin(self) -> None:
         """Warm-up is over and every actor is welcome; they start one after the other."""

@@ -66,6 +66,16 @@ def test_cores_are_shared_equally_and_nobody_gets_more_than_one() -> None:
     assert done == pytest.approx([1.5, 1.5, 2.5])  # 2/3 of a core each, then one whole
 
 
+def test_tasks_together_take_as_long_as_one_by_one() -> None:
+    clock, done = Clock(), []
+    link = Shared(clock, 100.0)
+    link.begin(100.0, lambda: done.append(("many", clock.now)), together=3)
+    link.begin(50.0, lambda: done.append(("one", clock.now)))
+    clock.run(until=10.0)
+    assert done == [("one", pytest.approx(2.0)), ("many", pytest.approx(3.5))]
+    assert link.done_work() == pytest.approx(350.0)
+
+
 def test_cancelled_work_leaves_its_share_to_the_others() -> None:
     clock, done = Clock(), []
     link = Shared(clock, 100.0)

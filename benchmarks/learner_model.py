@@ -102,7 +102,7 @@ class Router:
     def _cost(self, handle: partial[None]) -> float:
         costs = self._costs
         if handle.func == self.chunk:
-            return costs.router_chunk + len(self.run.actors) * costs.router_look
+            return costs.router_chunk
         if handle.func == self.weights:
             new = self._encoded != self.version
             return costs.router_weights + (costs.router_encode if new else 0.0)
@@ -116,6 +116,7 @@ class Router:
             self.run.credit.taken(account)
             self.taken += self.run.chunk
             self.run.trainer.arrived()
+            self._owing += len(self.run.actors) * self._costs.router_look
             self._grant()
         else:
             self.run.duplicates += seq <= account.acked_seq

@@ -1,6 +1,7 @@
 """What the simulation is asked: real runs again, many actors, and what would help them."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ GIGABITS, USUAL_GIGABITS = (10.0, 25.0, 100.0), 25.0
 LATENCIES, USUAL_LATENCY = (0.1e-3, 0.5e-3), 0.1e-3
 LOOPBACK = Network(bytes_per_second=4e9, latency_seconds=20e-6)  # of no account at 4 actors
 CORES_OF_CHECK = 2
-SETTLE_SECONDS, SECONDS = 40.0, 20.0  # of simulated time
+SETTLE_SECONDS, SECONDS = 30.0, 20.0  # of simulated time
 
 # Assumptions, none of them measured.
 GPU_UPDATES = 400.0  # per second; tuning/gpu_run.py expects 250 to 500 and chose the settings
@@ -48,6 +49,7 @@ GPU = Learner("GPU", GPU_SETTINGS, 1 / GPU_UPDATES, gpu=True)
 LEARNERS = (CPU, GPU)
 
 
+@functools.cache
 def settled(scenario: Scenario) -> Result:
     """After a while. It begins with actors that have run ahead of training as far as they may:
     those that are slower than it lose that lead at once, and the others would gain it slowly."""

@@ -41,7 +41,7 @@ class Player:
                 f"{config.env} has {self.games[0].n_actions} actions here, the configuration says "
                 f"{config.n_actions}: actor and learner do not play the same game."
             )
-        self.network = network_for(config).eval()
+        self.network = network_for(config).for_playing()
         self.weights_version = -1
         self.timings = Timings()
         k, chunk = len(self.games), config.chunk_transitions

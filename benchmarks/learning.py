@@ -24,7 +24,7 @@ from benchmarks.peers.environment import Peers
 from benchmarks.peers.plain import PlainLearner
 from benchmarks.worker import Worker, versus
 from common.config import Config
-from common.machine import cores
+from common.machine import cores, multiplies_bfloat16
 from common.network import network_for
 from common.presets import make_config
 from launch import learner_environment
@@ -38,12 +38,14 @@ HELD_TRANSITIONS = 20_000  # in replay, of real Pong
 # -- sides ----------------------------------------------------------------------------------------
 
 
-def learner_sides(batch: int, network: str, threads: int, compiled: bool) -> dict[str, Side]:
+def learner_sides(
+    batch: int, network: str, threads: int, precision: str, compiled: bool
+) -> dict[str, Side]:
     """Updates/s of the learner with and without its replay, and of the bare computation.
 
     compiled: measure compiled forms of the computation too.
     """
-    config = learning(batch, network, threads)
+    config = learning(batch, network, threads, precision)
     learner = filled_learner(config)
     preloaded, _ = learner.replay.sample(batch)
 
@@ -64,8 +66,8 @@ def learner_sides(batch: int, network: str, threads: int, compiled: bool) -> dic
     return {name: steadily(step) for name, step in steps.items()}
 
 
-def learning(batch: int, network: str, threads: int) -> Config:
-    """The preset `pong` with another batch, network or number of threads."""
+def learning(batch: int, network: str, threads: int, precision: str = "auto") -> Config:
+    """The preset `pong` with another batch, network, number of threads or precision."""
     return make_config(
         "pong",
         n_actions=6,
@@ -74,6 +76,7 @@ def learning(batch: int, network: str, threads: int) -> Config:
         batch_size=batch,
         network=network,
         learner_threads=threads,
+        precision=precision,
     )
 
 
@@ -137,7 +140,14 @@ def cases(form: Form) -> list[tuple[int, int]]:
     return [(batch, threads) for batch in (32, 128) for threads in (1, 2) if threads <= cores()]
 
 
-def learner_worker(batch: int, network: str, threads: int, compiled: bool) -> Worker:
+def precision_here() -> str:
+    """What a learner calculates in on this machine."""
+    return "bfloat16" if multiplies_bfloat16() else "float32"
+
+
+def learner_worker(
+    batch: int, network: str, threads: int, precision: str = "auto", compiled: bool = False
+) -> Worker:
     """With the environment that `launch.py` gives its learner."""
     return Worker(
         "benchmarks.learning:learner_sides",
@@ -145,6 +155,7 @@ def learner_worker(batch: int, network: str, threads: int, compiled: bool) -> Wo
         batch=batch,
         network=network,
         threads=threads,
+        precision=precision,
         compiled=compiled,
     )
 
@@ -155,12 +166,12 @@ def updates(form: Form, peers: Peers) -> list[Row]:
     compiled = form.full and shutil.which("g++") is not None
     untried = "" if compiled else "; compiled not tried"
     for batch, threads in cases(form):
-        with learner_worker(batch, network, threads, compiled) as worker:
+        with learner_worker(batch, network, threads, compiled=compiled) as worker:
             sides = dict(worker.sides)
             ours = {name: sides.pop(name) for name in ("learner", "trainer", "plain")}
             best = fastest(sides, form.seconds)
             seen = alternate({**ours, "bare": sides[best]}, form.rounds, form.seconds)
-        case = f"batch {batch}, {threads} thread(s)"
+        case = f"batch {batch}, {threads} thread(s), {precision_here()}"
         bare, replayed = f"bare computation ({best}{untried})", f"updates with replay, {case}"
         rows += [
             Row(7, replayed, UPDATES, bare, Goal(0.95), seen["learner"], seen["bare"]),
@@ -184,15 +195,18 @@ def peers_updates(form: Form, peers: Peers) -> list[Row]:
         "Stable-Baselines3 DQN `train()`": "stable_baselines:learner_sides",
         "CleanRL-style DQN": "plain:learner_sides",
     }
-    for batch, threads in cases(form):
-        what = f"updates with replay, {network}, batch {batch}, {threads} thread(s)"
+    tried = [(batch, threads, precision_here()) for batch, threads in cases(form)]
+    if form.full and multiplies_bfloat16():
+        tried.append((32, 1, "float32"))  # in which the others calculate
+    for batch, threads, precision in tried:
+        what = f"updates with replay, {network}, batch {batch}, {threads} thread(s), {precision}"
         settings = {
             "environment": {"OMP_NUM_THREADS": str(threads)},
             "network": network,
             "batch": batch,
         }
         starts = {name: partial(peers.start, maker, **settings) for name, maker in others.items()}
-        with learner_worker(batch, network, threads, compiled=False) as ours:
+        with learner_worker(batch, network, threads, precision) as ours:
             row = Row(8, what, UPDATES, "", Goal(1.5))
             rows += versus(row, ours.sides["learner"], starts, form)
     return rows

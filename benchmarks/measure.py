@@ -38,7 +38,7 @@ class Form:
 
 
 SHORT = Form(rounds=3, seconds=1.0, full=False)
-FULL = Form(rounds=7, seconds=4.0, full=True)
+FULL = Form(rounds=5, seconds=3.0, full=True)
 
 
 def rate(step: Step, seconds: float, clock: Callable[[], float] = time.perf_counter) -> float:

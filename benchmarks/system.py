@@ -132,7 +132,7 @@ def learning(form: Form, peers: Peers) -> list[Row]:
                     sides[f"{name}, {threads} thread(s)"] = side
                 except NotMeasured as why:
                     rows.append(Row(9, what, ENV_STEPS, name, goal, note=str(why)))
-            rounds, seconds = (5, 60.0) if form.full else (1, 20 * form.seconds)
+            rounds, seconds = (5, 30.0) if form.full else (1, 20 * form.seconds)
             seen = alternate(sides, rounds, seconds)
         for name in list(sides)[1:]:
             for unit in (ENV_STEPS, UPDATES):
@@ -176,7 +176,7 @@ def weights_in_use(form: Form, peers: Peers) -> list[Row]:
         with Run("--actors", str(actors), *SMALL_REPLAY, door=("-m", "benchmarks.noted")) as run:
             run.until(lambda: len(having("played", run.notes())) == actors)
             run.until(lambda: having("published", run.notes()))
-            time.sleep(60 if form.full else 20 * form.seconds)
+            time.sleep(10 * form.seconds)
             delay, chunk_seconds = lag(run.notes())
         delays.append(delay)
         allowed.append(chunk_seconds + 0.05)

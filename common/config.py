@@ -87,7 +87,7 @@ class Config:
     """Exponent of the priorities."""
     priority_beta: float = 0.4
     """Exponent of the importance weights."""
-    samples_per_insert: float = 1.2
+    samples_per_insert: float = 1.8
     """Transitions trained on per transition inserted; couples the learner's rate to the actors'."""
     samples_per_insert_tolerance: float = 0.0
     """How many samples the actors may run ahead of that ratio; 0: chosen to suit."""
@@ -99,6 +99,9 @@ class Config:
     """CPU threads of the learner; 0: the cores that the actors leave over, at least one."""
     network: Literal["nature", "nips"] = "nips"
     """nips: 16-32 filters, 256 units (Mnih et al. 2013); nature: 32-64-64, 512 (2015)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the factors in the network's products, sums are float32; auto: bfloat16 on a CPU that
+    multiplies it natively, each process its own."""
     dueling: bool = False
     """Separate value and advantage streams (Wang et al. 2016)."""
     double: bool = False
@@ -110,7 +113,11 @@ class Config:
     batch_size: int = 32
     """Transitions per update."""
     learning_rate: float = 5e-4
-    """Adam's step size."""
+    """Adam's step size, at first."""
+    learning_rate_final: float = 5e-5
+    """What it falls to, in a straight line; 0: it stays as it is."""
+    learning_rate_decay_updates: int = 25_000
+    """Updates that this takes."""
     adam_epsilon: float = 1e-8
     """Adam's epsilon."""
     max_grad_norm: float = 10.0
@@ -243,6 +250,8 @@ _RANGES: list[tuple[str, float, float]] = [
     ("learner_threads", 0, 1024),
     ("batch_size", 1, 65536),
     ("learning_rate adam_epsilon", 1e-12, 1),
+    ("learning_rate_final", 0, 1),
+    ("learning_rate_decay_updates", 1, 10**9),
     ("max_grad_norm", 0, 1e9),
     ("target_sync_period_updates publish_period_updates log_period_env_steps", 1, 10**9),
     ("policy_average_updates", 0, 10**9),

@@ -1,5 +1,6 @@
 """What this process may use of the machine: cores and memory, a container's limits included."""
 
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -26,6 +27,15 @@ def available_memory_bytes(cgroups: Path = _CGROUPS) -> int:
 
     rooms = [room for group in _groups(cgroups) if (room := _memory_room(group)) is not None]
     return min([int(psutil.virtual_memory().available), *rooms])
+
+
+@functools.cache
+def multiplies_bfloat16(description: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU has instructions for it (Zen 4, Cooper Lake, Sapphire Rapids, and later).
+
+    Others could only imitate it, at a loss.
+    """
+    return bool({"avx512_bf16", "amx_bf16"} & set(_words(description)))
 
 
 def _groups(cgroups: Path) -> Iterator[Path]:

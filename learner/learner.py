@@ -56,12 +56,14 @@ class Learner:
         torch.manual_seed(config.seed)
         replay_device = device if config.replay_device == "cuda" else torch.device("cpu")
         check_fits(config, *available_memory(replay_device))
-        gib = planned_bytes(config) / 2**30
-        say(
-            f"Learner on {device} with {config.learner_threads} CPU thread(s); replay of "
-            f"{config.replay_transitions:,} transitions, {gib:.2f} GiB on {replay_device}."
-        )
         self.trainer = Trainer(config, device)
+        gib = planned_bytes(config) / 2**30
+        precision = "bfloat16" if self.trainer.online.in_bfloat16 else "float32"
+        say(
+            f"Learner on {device} with {config.learner_threads} CPU thread(s), in {precision}; "
+            f"replay of {config.replay_transitions:,} transitions, {gib:.2f} GiB on "
+            f"{replay_device}."
+        )
         self.replay = Replay(config, make_sampler(config), replay_device)
         self.limiter = Limiter(
             config.samples_per_insert,

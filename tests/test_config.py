@@ -29,8 +29,9 @@ def test_the_book_is_the_reference_number_for_number() -> None:
     assert (book.learning_rate, book.adam_epsilon, book.max_grad_norm) == (1e-4, 1e-8, 0)
     assert book.samples_per_insert == book.batch_size  # one update per env step
     assert book.target_sync_period_updates == 1_000
-    assert (book.loss, book.network) == ("mse", "nature")
+    assert (book.loss, book.network, book.precision) == ("mse", "nature", "float32")
     assert not (book.double or book.dueling or book.standardize or book.prioritized)
+    assert not (book.learning_rate_final or book.policy_average_updates)
     assert (book.reward, book.epsilon_final, book.epsilon_decay_env_steps) == (19.5, 0.02, 100_000)
 
 

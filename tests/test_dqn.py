@@ -111,6 +111,26 @@ def test_the_gradient_is_clipped_before_the_step() -> None:
     assert total**0.5 == pytest.approx(1e-3, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("final", "updates", "expected"),
+    [
+        (0.0, 5_000, 4e-4),
+        (1e-4, 0, 4e-4),
+        (1e-4, 500, 2.5e-4),
+        (1e-4, 1_000, 1e-4),
+        (1e-4, 9_000, 1e-4),
+    ],
+)
+def test_the_step_size_falls_in_a_straight_line_unless_its_end_is_0(
+    final: float, updates: int, expected: float
+) -> None:
+    rates = {"learning_rate": 4e-4, "learning_rate_final": final}
+    trainer = Trainer(config(**rates, learning_rate_decay_updates=1_000), torch.device("cpu"))
+    trainer.updates = updates
+    trainer.update(random_batch())
+    assert trainer.adam.learning_rate == pytest.approx(expected)
+
+
 def test_adam_steps_as_pytorchs_own_to_the_bit() -> None:
     networks = [nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last) for _ in range(2)]  # type: ignore[call-overload]
     networks[1].load_state_dict(networks[0].state_dict())

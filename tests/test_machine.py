@@ -50,3 +50,14 @@ def test_version_1_limits_count_too(cgroups: Path, tmp_path: Path) -> None:
     (cgroups / "memory/box/memory.limit_in_bytes").write_text("9223372036854771712\n")
     assert machine.available_memory_bytes(cgroups) <= psutil.virtual_memory().total
     assert machine.cores(cgroups) == machine.cores(Path("/nowhere"))
+
+
+def test_a_cpu_multiplies_bfloat16_when_its_description_says_so(tmp_path: Path) -> None:
+    for name, flags, expected in (
+        ("zen4", "fma avx512f avx512_bf16", True),
+        ("zen3", "fma avx2", False),
+        ("xeon", "amx_bf16 amx_tile", True),
+    ):
+        (tmp_path / name).write_text(f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\n")
+        assert machine.multiplies_bfloat16(tmp_path / name) is expected
+    assert machine.multiplies_bfloat16(tmp_path / "nowhere") is False

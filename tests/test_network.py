@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.network import DQN, load_state_vector, state_size, state_vector
+from common.network import DQN, load_state_vector, network_for, state_size, state_vector
+from tests.builders import config
 
 
 def parameters(network: DQN) -> int:
@@ -37,7 +38,8 @@ def test_the_dueling_head_is_value_plus_centred_advantage() -> None:
 def plainly(network: DQN, obs: torch.Tensor) -> torch.Tensor:
     """Scale first, then convolve: what folding must equal."""
     x = (obs.float() - network.pixel_mean) / network.pixel_scale
-    return network.head(network.rest(network.first(x) + network.first_bias))
+    q: torch.Tensor = network.advantage(network.rest(network.first(x) + network.first_bias))
+    return q
 
 
 def test_pixels_are_divided_by_255_until_standardized() -> None:
@@ -59,6 +61,62 @@ def test_scaling_folded_into_the_first_convolution_changes_neither_values_nor_gr
         for folded, plain in zip(*gradients, strict=True):
             assert torch.allclose(folded, plain, rtol=1e-3, atol=1e-3 * plain.abs().max())
         network.standardize(torch.randint(80, 95, (100, 84, 84), dtype=torch.uint8))
+
+
+def gradients_of(network: DQN, obs: torch.Tensor) -> torch.Tensor:
+    network.zero_grad()
+    network(obs).pow(2).sum().backward()  # type: ignore[no-untyped-call]
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_factors_rounded_to_bfloat16_change_values_and_gradients_by_no_more_than_rounding(
+    dueling: bool,
+) -> None:
+    exact, rounded = (DQN((4, 84, 84), 6, "nips", dueling, bf16) for bf16 in (False, True))
+    rounded.load_state_dict(exact.state_dict())
+    frames = torch.randint(80, 95, (50, 84, 84), dtype=torch.uint8)
+    frames[:, 20:60, 30:34] += 100
+    obs = torch.stack([frames[i : i + 4] for i in range(32)])
+    for network in (exact, rounded):
+        network.standardize(frames)
+    q, q_rounded = exact(obs), rounded(obs)
+    assert q_rounded.dtype == torch.float32
+    assert 0 < (q_rounded - q).abs().max() < 2**-7 * q.abs().max()  # bfloat16 holds 8 bits
+    gradients, rounded_gradients = gradients_of(exact, obs), gradients_of(rounded, obs)
+    assert rounded_gradients.dtype == torch.float32
+    assert torch.cosine_similarity(gradients, rounded_gradients, dim=0) > 0.999
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_network_for_playing_gives_the_very_values_of_the_one_that_learns(
+    dueling: bool, bfloat16: bool
+) -> None:
+    learns, plays = (DQN((4, 84, 84), 6, "nips", dueling, bfloat16) for _ in range(2))
+    learns.standardize(torch.randint(0, 256, (50, 84, 84), dtype=torch.uint8))
+    load_state_vector(plays.for_playing(), state_vector(learns))
+    obs = torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(learns(obs), plays(obs))
+
+
+@pytest.mark.parametrize(
+    ("precision", "cuda", "native", "bfloat16"),
+    [
+        ("auto", False, True, True),
+        ("auto", False, False, False),
+        ("auto", True, True, False),
+        ("float32", False, True, False),
+        ("bfloat16", False, False, True),
+        ("bfloat16", True, False, True),
+    ],
+)
+def test_precision_follows_the_cpu_unless_it_is_set(
+    monkeypatch: pytest.MonkeyPatch, precision: str, cuda: bool, native: bool, bfloat16: bool
+) -> None:
+    monkeypatch.setattr("common.network.multiplies_bfloat16", lambda: native)
+    assert network_for(config(precision=precision, cuda=cuda)).in_bfloat16 is bfloat16
 
 
 def test_standardizing_gives_the_measured_frames_mean_0_and_deviation_1() -> None:

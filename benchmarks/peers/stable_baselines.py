@@ -73,7 +73,7 @@ def learner_sides(network: str, batch: int) -> dict[str, Side]:
 
 def system_sides(network: str, batch: int, samples_per_insert: float) -> dict[str, Side]:
     """`learn()`: env steps/s and updates/s."""
-    gradient_steps = 3  # at a time: with them the ratio comes out even for 1.2 and 32
+    gradient_steps = 9  # at a time: with them the ratio comes out even for 1.8 and 32
     agent = model(
         network,
         batch,

@@ -219,7 +219,7 @@ def test_a_parts_own_limit_is_what_it_takes_alone() -> None:
     limits = capacities(training(100, costs))
     assert limits[ACTORS] == pytest.approx(102_400.0)
     assert limits[ROUTER] == pytest.approx(64_000.0)
-    assert limits[TRAINING] == pytest.approx(50 * 32 / 1.2)
+    assert limits[TRAINING] == pytest.approx(50 * 32 / Config().samples_per_insert)
 
 
 # -- the command line -----------------------------------------------------------------------------

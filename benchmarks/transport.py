@@ -20,6 +20,7 @@ from common import messages
 from common.address import endpoint
 from common.config import Config
 from common.dealer import ActorEndpoint
+from common.keys import load_actor_keys, load_learner_keys
 from common.lifeline import Heartbeats
 from common.machine import cores
 from common.messages import Chunk, Spec, Weights
@@ -42,7 +43,8 @@ class Receiver:
     def __init__(self, config: Config, folder: Path) -> None:
         self.config, self.taken = config, 0
         address = endpoint(config, folder)
-        self.endpoint = LearnerEndpoint(config, address, silent_seconds=PAUSE_SECONDS)
+        keys = load_learner_keys(Path(config.keys)) if config.keys else None
+        self.endpoint = LearnerEndpoint(config, address, keys, silent_seconds=PAUSE_SECONDS)
         atexit.register(self.endpoint.stop)
         self.endpoint.publish(Weights(1, state_vector(network_for(config))))
         self.replay = Replay(config, make_sampler(config))
@@ -163,6 +165,7 @@ class PreparedSender(ActorEndpoint):
             address,
             actor_id,
             weights_size,
+            load_actor_keys(Path(config.keys)) if config.keys else None,
             silent_seconds=PAUSE_SECONDS,
             reconnect_seconds=PAUSE_SECONDS,
         )

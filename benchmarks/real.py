@@ -1,0 +1,38 @@
+"""Real runs of 1 to 4 actors on this machine, to check the simulation against."""
+
+import time
+from collections.abc import Iterator
+
+from benchmarks.costs import EPSILON
+from benchmarks.measure import ENV_STEPS, UPDATES
+from benchmarks.system import Run, ours
+
+ACTOR_COUNTS = (1, 2, 3, 4)
+SETTLE_SECONDS = 4.0  # what the actors may run ahead by is used up
+COLLECTING_REPLAY = "200000"  # transitions, and the first update after as many: never here
+EXPLORING = ("--epsilon-start", str(EPSILON), "--epsilon-final", str(EPSILON))
+
+Figures = dict[str, float]
+
+
+def runs(seconds: float) -> Iterator[Figures]:
+    """Each run alone on the machine, for so many seconds once it has settled."""
+    for actors in ACTOR_COUNTS:
+        seen = ours("--actors", str(actors), settle_seconds=SETTLE_SECONDS)(seconds)
+        yield {"actors": actors, "learning": 1, **seen}
+    for actors in ACTOR_COUNTS:
+        yield {"actors": actors, "learning": 0, **collecting(actors, seconds)}
+
+
+def collecting(actors: int, seconds: float) -> Figures:
+    """Env steps/s of actors whose learner only stores."""
+    late = ("--learning-starts-transitions", COLLECTING_REPLAY)
+    replay = ("--replay-transitions", COLLECTING_REPLAY)
+    with Run("--actors", str(actors), *late, *replay, *EXPLORING) as run:
+        all_begun = 2 * 1_000 * actors  # env steps: by then every one of them plays
+        run.until(lambda: [row for row in run.periods() if row["env_steps"] > all_begun])
+        time.sleep(seconds + 1)
+        rows = [row for row in run.periods() if row["env_steps"] > all_begun]
+    first, last = rows[0], rows[-1]
+    elapsed = last["wall_seconds"] - first["wall_seconds"]
+    return {ENV_STEPS: (last["env_steps"] - first["env_steps"]) / elapsed, UPDATES: 0.0}

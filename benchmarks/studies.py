@@ -1,0 +1,185 @@
+"""What the simulation is asked: real runs again, many actors, and what would help them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.costs import with_keys
+from benchmarks.measure import ENV_STEPS
+from benchmarks.scenario import Costs, Network, Scenario, ethernet, preset
+from benchmarks.simulation import Result, capacities, simulate
+
+Row = dict[str, Any]
+CROWDS = (64, 1_000, 10_000)
+CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_000, 2_000, 4_000, 10_000)
+GIGABITS, USUAL_GIGABITS = (10.0, 25.0, 100.0), 25.0
+LATENCIES, USUAL_LATENCY = (0.1e-3, 0.5e-3), 0.1e-3
+LOOPBACK = Network(bytes_per_second=4e9, latency_seconds=20e-6)  # of no account at 4 actors
+CORES_OF_CHECK = 2
+SETTLE_SECONDS, SECONDS = 30.0, 20.0  # of simulated time
+
+# Assumptions, none of them measured.
+GPU_UPDATES = 400.0  # per second; tuning/gpu_run.py expects 250 to 500 and chose the settings
+GPU_SETTINGS = {"batch_size": 128, "samples_per_insert": 1.6, "publish_period_updates": 80}
+CORE_HOUR_DOLLARS, GPU_HOUR_DOLLARS = 0.04, 1.0
+LEARNER_CORES = 3  # training, transport, ZeroMQ
+FRAMES_PER_ENV_STEP = 4
+
+
+@dataclass(frozen=True)
+class Learner:
+    """Who learns: its settings, and the seconds of an update; None: as measured."""
+
+    name: str
+    settings: dict[str, Any]
+    update_seconds: float | None
+    gpu: bool
+
+    def scenario(self, actors: int, costs: Costs, network: Network, **changes: Any) -> Scenario:
+        if self.update_seconds is not None:
+            costs = dataclasses.replace(costs, update=self.update_seconds)
+        return Scenario(actors, costs, network, preset(**self.settings), **changes)
+
+
+CPU = Learner("CPU", {}, None, gpu=False)
+GPU = Learner("GPU", GPU_SETTINGS, 1 / GPU_UPDATES, gpu=True)
+LEARNERS = (CPU, GPU)
+
+
+@functools.cache
+def settled(scenario: Scenario) -> Result:
+    """After a while. It begins with actors that have run ahead of training as far as they may:
+    those that are slower than it lose that lead at once, and the others would gain it slowly."""
+    return simulate(dataclasses.replace(scenario, ahead=1.0), SECONDS, SETTLE_SECONDS)
+
+
+def balance(scenario: Scenario, result: Result) -> float:
+    """Samples that the inserts ask for, as a share of those taken."""
+    asked = result.env_steps_per_second * scenario.config.samples_per_insert
+    taken = result.updates_per_second * scenario.config.batch_size
+    return asked / taken if taken else 0.0
+
+
+def check(record: dict[str, float], runs: list[Row]) -> list[Row]:
+    """The real runs once more, simulated: both figures, and the error as a share."""
+    costs, rows = Costs.of(record), []
+    for run in runs:
+        scenario = Scenario(
+            int(run["actors"]),
+            costs,
+            LOOPBACK,
+            preset(),
+            cores=CORES_OF_CHECK,
+            learning=bool(run["learning"]),
+            ahead=1.0,
+        )
+        figure = simulate(scenario, seconds=30.0, settle=10.0)
+        real, simulated = run[ENV_STEPS], figure.env_steps_per_second
+        seen = {"simulated": simulated, "simulated_updates": figure.updates_per_second}
+        rows.append({**run, **seen, "error": simulated / real - 1})
+    return rows
+
+
+def crowd(learner: Learner, actors: int, costs: Costs, network: Network, **changes: Any) -> Row:
+    """One scenario, settled, as a row of the study."""
+    scenario = learner.scenario(actors, costs, network, **changes)
+    result = settled(scenario)
+    return {
+        "learner": learner.name,
+        "gigabits": network.bytes_per_second * 8 / 1e9,
+        "latency": network.latency_seconds,
+        **dataclasses.asdict(result),
+        "balance": balance(scenario, result),
+        "limits": capacities(scenario),
+        **price(learner, result),
+    }
+
+
+def price(learner: Learner, result: Result) -> Row:
+    """Of a billion frames, all cores and the GPU paid for all the time."""
+    cores = result.actors + LEARNER_CORES
+    steps = 1e9 / FRAMES_PER_ENV_STEP
+    hours = steps / result.env_steps_per_second / 3600 if result.env_steps_per_second else math.inf
+    gpu = GPU_HOUR_DOLLARS if learner.gpu else 0.0
+    dollars = hours * (cores * CORE_HOUR_DOLLARS + gpu)
+    return {"hours": hours, "core_hours": hours * cores, "dollars": dollars}
+
+
+def studies(record: dict[str, float]) -> Iterator[tuple[str, list[Row]]]:
+    """Each study by its name, as soon as it is done; all of them as the document shows them."""
+    costs = Costs.of(record)
+    usual = ethernet(USUAL_GIGABITS, USUAL_LATENCY)
+    yield "curve", [crowd(who, n, costs, usual) for who in LEARNERS for n in CURVE]
+    yield (
+        "networks",
+        [
+            crowd(who, n, costs, ethernet(gigabits, USUAL_LATENCY))
+            for who in LEARNERS
+            for n in CROWDS
+            for gigabits in GIGABITS
+        ],
+    )
+    slow = ethernet(USUAL_GIGABITS, LATENCIES[1])
+    yield "latency", [crowd(who, n, costs, slow) for who in LEARNERS for n in CROWDS[:2]]
+    secret = Costs.of(with_keys(record))
+    yield "keys", [crowd(who, n, secret, usual) for who in LEARNERS for n in CROWDS[:2]]
+    yield (
+        "remedies",
+        [
+            {"remedy": name, **crowd(GPU, n, remedy(costs), usual, **changes)}
+            for n in CROWDS[1:]
+            for name, remedy, changes in REMEDIES
+        ],
+    )
+
+
+def half_precision(costs: Costs) -> Costs:
+    return dataclasses.replace(
+        costs, weights_bytes=costs.weights_bytes / 2, io_weights=costs.io_weights / 2
+    )
+
+
+def relayed(costs: Costs) -> Costs:
+    """The learner sends weights to one process per machine, which hands them on."""
+    fewer = {name: getattr(costs, name) / MACHINE for name in WEIGHTS_OUT}
+    return dataclasses.replace(costs, **fewer)
+
+
+def quick_credit(costs: Costs) -> Costs:
+    """Whom to grant next is known without looking through all sessions."""
+    return dataclasses.replace(costs, router_look=0.0, router_grant=0.0, router_fence=0.0)
+
+
+def sharded(costs: Costs) -> Costs:
+    """Several processes take chunks in: sockets, checksums and storing in parallel."""
+    fewer = {name: getattr(costs, name) / SHARDS for name in INGEST}
+    return dataclasses.replace(costs, **fewer)
+
+
+def unchanged(costs: Costs) -> Costs:
+    return costs
+
+
+def relayed_and_quick(costs: Costs) -> Costs:
+    return relayed(quick_credit(costs))
+
+
+def everything(costs: Costs) -> Costs:
+    return sharded(relayed_and_quick(costs))
+
+
+MACHINE, SHARDS, SECONDS_PER_VERSION = 64, 4, 2.0
+WEIGHTS_OUT = ("weights_bytes", "io_weights", "router_weights")
+INGEST = ("router_chunk", "router_ping", "router_ack", "io_chunk", "io_message", "store")
+SELDOM = {"publish_seconds": SECONDS_PER_VERSION}
+REMEDIES: list[tuple[str, Callable[[Costs], Costs], dict[str, Any]]] = [
+    ("as it is", unchanged, {}),
+    ("weights in half precision", half_precision, {}),
+    (f"a version every {SECONDS_PER_VERSION:g} s", unchanged, SELDOM),
+    (f"a relay for {MACHINE} actors", relayed, {}),
+    ("a relay, and credit without looking at all", relayed_and_quick, {}),
+    (f"all of that, and {SHARDS} ingest processes", everything, SELDOM),
+]

@@ -132,7 +132,7 @@ def learning(form: Form, peers: Peers) -> list[Row]:
                     sides[f"{name}, {threads} thread(s)"] = side
                 except NotMeasured as why:
                     rows.append(Row(9, what, ENV_STEPS, name, goal, note=str(why)))
-            rounds, seconds = (5, 30.0) if form.full else (1, 20 * form.seconds)
+            rounds, seconds = (5, 15.0) if form.full else (1, 20 * form.seconds)
             seen = alternate(sides, rounds, seconds)
         for name in list(sides)[1:]:
             for unit in (ENV_STEPS, UPDATES):
@@ -156,7 +156,7 @@ def best_threads(
         )
         sides[threads] = stack.enter_context(worker).sides["learn"]
     rates = {threads: partial(env_steps_per_second, side) for threads, side in sides.items()}
-    best = fastest(rates, 3 * form.seconds)
+    best = fastest(rates, 2 * form.seconds)
     return best, sides[best]
 
 

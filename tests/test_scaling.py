@@ -9,13 +9,22 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import scaling, studies, tables
-from benchmarks.credit import Credit
-from benchmarks.events import Clock, Line, Shared
 from benchmarks.measure import ENV_STEPS, UPDATES
-from benchmarks.scenario import Costs, Network, Scenario, preset
-from benchmarks.simulation import ACTORS, LINK_OUT, ROUTER, TRAINING, Run, capacities, simulate
-from benchmarks.studies import balance, settled
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.scaling import studies, tables
+from benchmarks.scaling.credit import Credit
+from benchmarks.scaling.events import Clock, Line, Shared
+from benchmarks.scaling.scenario import Costs, Network, Scenario, preset
+from benchmarks.scaling.simulation import (
+    ACTORS,
+    LINK_OUT,
+    ROUTER,
+    TRAINING,
+    Run,
+    capacities,
+    simulate,
+)
+from benchmarks.scaling.studies import balance, settled
 from common.config import Config
 from common.sessions import Sessions
 

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from benchmarks.simulation import PARTS
-from benchmarks.studies import CPU, GPU, USUAL_GIGABITS, Row
+from benchmarks.scaling.simulation import PARTS
+from benchmarks.scaling.studies import CPU, GPU, USUAL_GIGABITS, Row
 
 WIDTH, PANEL, LEFT, TOP, BOTTOM, RIGHT = 760, 300, 64, 34, 40, 190
 COLOURS = dict(

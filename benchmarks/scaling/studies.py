@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.costs import with_keys
 from benchmarks.measure import ENV_STEPS
-from benchmarks.scenario import Costs, Network, Scenario, ethernet, preset
-from benchmarks.simulation import Result, capacities, simulate
+from benchmarks.scaling.costs import with_keys
+from benchmarks.scaling.scenario import Costs, Network, Scenario, ethernet, preset
+from benchmarks.scaling.simulation import Result, capacities, simulate
 
 Row = dict[str, Any]
 CROWDS = (64, 1_000, 10_000)

@@ -46,9 +46,11 @@ def transport(rounds: int, keys: bool) -> dict[str, list[float]]:
         where: dict[str, Any] = {"folder": folder, "bind": bind, "keys": key_folder}
         learners = learner_environment(make_config("pong", learner_threads=1))
         router = stack.enter_context(
-            Worker("benchmarks.transport_costs:router_sides", environment=learners, **where)
+            Worker("benchmarks.scaling.transport_costs:router_sides", environment=learners, **where)
         )
-        senders = stack.enter_context(Worker("benchmarks.transport_costs:sender_sides", **where))
+        senders = stack.enter_context(
+            Worker("benchmarks.scaling.transport_costs:sender_sides", **where)
+        )
 
         def spent(what: str, units: int, work: Callable[[], object]) -> None:
             """Enter what every thread spent on a unit of this work."""

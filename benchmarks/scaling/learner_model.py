@@ -7,12 +7,12 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.actor_model import Actor
-from benchmarks.events import Action, Shared
+from benchmarks.scaling.actor_model import Actor
+from benchmarks.scaling.events import Action, Shared
 from learner.limiter import Limiter
 
 if TYPE_CHECKING:
-    from benchmarks.simulation import Run
+    from benchmarks.scaling.simulation import Run
 
 TURN_MESSAGES = 64  # common/router.py: _receive_all, between two looks at everything else
 

@@ -4,7 +4,7 @@
     actor ◀─ [the learner's link out, its link] ◀─ ZeroMQ's thread ◀─┘
 
 Each part follows the code that it stands for and names it; what a part costs is measured
-(`benchmarks/costs.py`). An event is a chunk, a message or an update, never an env step.
+(`benchmarks/scaling/costs.py`). An event is a chunk, a message or an update, never an env step.
 
 Left out: games that end inside a chunk, checkpoints, Python's lock (the learner's two Python
 threads work side by side here), lost packets, actors that crash.
@@ -14,11 +14,11 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks.actor_model import Actor
-from benchmarks.credit import Credit
-from benchmarks.events import Action, Clock, Shared
-from benchmarks.learner_model import Router, Trainer
-from benchmarks.scenario import Scenario
+from benchmarks.scaling.actor_model import Actor
+from benchmarks.scaling.credit import Credit
+from benchmarks.scaling.events import Action, Clock, Shared
+from benchmarks.scaling.learner_model import Router, Trainer
+from benchmarks.scaling.scenario import Scenario
 
 
 class Run:

@@ -1,4 +1,4 @@
-"""What everything costs one core of this machine, as `benchmarks/simulation.py` takes it.
+"""What everything costs one core of this machine, as `benchmarks/scaling/simulation.py` takes it.
 
 CPU time is read per thread, so a thread is charged its own work however many cores there are.
 What runs all the time, an actor's env steps and the learner's updates, is timed by the clock on the
@@ -20,7 +20,7 @@ from benchmarks.acting import greedy
 from benchmarks.experience import played
 from benchmarks.learning import learning
 from benchmarks.measure import Side, alternate, steadily
-from benchmarks.transport_costs import SENDERS, Figures, full_chunks, transport
+from benchmarks.scaling.transport_costs import SENDERS, Figures, full_chunks, transport
 from benchmarks.worker import Worker
 from common import messages
 from common.config import FRAME_SHAPE, Config
@@ -169,11 +169,11 @@ def full_book(count: int) -> tuple[Sessions, float]:
 
 
 def measure(rounds: int, seconds: float) -> tuple[Figures, dict[str, list[float]]]:
-    """-> medians, by the names of `benchmarks.scenario.Costs` and some more; every round."""
+    """-> medians, by the names of `scenario.Costs` and some more; every round."""
     seen = acting_and_training(rounds, seconds)
     seen |= {f"{name}, no keys": f for name, f in transport(rounds, keys=False).items()}
     seen |= {f"{name}, keys": f for name, f in transport(rounds, keys=True).items()}
-    with Worker("benchmarks.costs:credit_sides") as book:
+    with Worker("benchmarks.scaling.costs:credit_sides") as book:
         seen |= alternate(book.sides, rounds, seconds)
     typical = {name: statistics.median(figures) for name, figures in seen.items()}
     return costs(typical) | more(typical), seen
@@ -183,9 +183,9 @@ def acting_and_training(rounds: int, seconds: float) -> dict[str, list[float]]:
     """Both alone and beside each other, in turns."""
     config = training()
     with (
-        Worker("benchmarks.costs:actor_sides") as actor,
+        Worker("benchmarks.scaling.costs:actor_sides") as actor,
         Worker(
-            "benchmarks.costs:trainer_sides", environment=learner_environment(config)
+            "benchmarks.scaling.costs:trainer_sides", environment=learner_environment(config)
         ) as trainer,
     ):
 
@@ -207,7 +207,7 @@ def acting_and_training(rounds: int, seconds: float) -> dict[str, list[float]]:
 
 
 def costs(seen: Figures) -> Figures:
-    """As `benchmarks.scenario.Costs` wants them; transport without keys."""
+    """As `benchmarks.scaling.scenario.Costs` wants them; transport without keys."""
     config = training()
     chunk, weights = wire_sizes(config)
 

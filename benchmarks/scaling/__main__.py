@@ -52,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(path: Path, full: bool) -> None:
-    from benchmarks import costs, real
     from benchmarks.__main__ import about
+    from benchmarks.scaling import costs, real
 
     check_writable(path)
     form = FULL if full else SHORT
@@ -68,7 +68,7 @@ def measure(path: Path, full: bool) -> None:
 
 
 def simulate(path: Path) -> None:
-    from benchmarks import studies, tables
+    from benchmarks.scaling import studies, tables
 
     record = read(path, "costs")
     done: dict[str, Any] = {"check": studies.check(record["costs"], record["runs"])}
@@ -81,7 +81,7 @@ def simulate(path: Path) -> None:
 
 
 def draw(path: Path) -> None:
-    from benchmarks import plots
+    from benchmarks.scaling import plots
 
     print(plots.draw(read(path, "simulated")["simulated"]))
 

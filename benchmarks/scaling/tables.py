@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.measure import ENV_STEPS, UPDATES, shown
-from benchmarks.simulation import ACTORS, IO, PARTS, ROUTER
-from benchmarks.studies import CROWDS, USUAL_GIGABITS, Row
+from benchmarks.scaling.simulation import ACTORS, IO, PARTS, ROUTER
+from benchmarks.scaling.studies import CROWDS, USUAL_GIGABITS, Row
 
 FULL = 0.95  # a part this busy is full
 PLACES = {ACTORS: "an actor", ROUTER: "learner, transport thread", IO: "learner, ZeroMQ's thread"}

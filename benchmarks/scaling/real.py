@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterator
 
-from benchmarks.costs import EPSILON
 from benchmarks.measure import ENV_STEPS, UPDATES
+from benchmarks.scaling.costs import EPSILON
 from benchmarks.system import Run, ours
 
 ACTOR_COUNTS = (1, 2, 3, 4)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.credit import Account
-from benchmarks.events import Line
+from benchmarks.scaling.credit import Account
+from benchmarks.scaling.events import Line
 
 if TYPE_CHECKING:
-    from benchmarks.simulation import Run
+    from benchmarks.scaling.simulation import Run
 
 SEND_QUEUE = 16  # common/router.py: SNDHWM, messages to one actor
 PING_SECONDS = RESEND_SECONDS = 1.0  # common/dealer.py: _keep_house, _send_granted

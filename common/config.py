@@ -126,7 +126,7 @@ class Config:
     """Updates between copies of the online network to the target network."""
     publish_period_updates: int = 20
     """Updates between new weights for the actors."""
-    policy_average_updates: int = 0
+    policy_average_updates: int = 500
     """Play, and keep as the policy, an exponential average of the weights over about so many
     updates; 0: the newest weights."""
 

@@ -18,6 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 3e-4,
         "learning_rate_final": 0.0,
         "target_sync_period_updates": 500,
+        "policy_average_updates": 0,
     },
     # The reference program, number for number: one game, one update per env step.
     "book": {
@@ -39,6 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "max_grad_norm": 0.0,
         "target_sync_period_updates": 1_000,
         "publish_period_updates": 8,
+        "policy_average_updates": 0,
     },
     "atari": {
         "noop_max": 30,
@@ -58,6 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adam_epsilon": 1.5e-4,
         "samples_per_insert": 8.0,
         "target_sync_period_updates": 2_000,
+        "policy_average_updates": 0,
     },
 }
 

@@ -180,7 +180,7 @@ def test_the_policy_is_an_exponential_average_of_the_online_weights() -> None:
 
 
 def test_without_an_average_the_policy_is_the_online_network() -> None:
-    trainer = Trainer(config(), torch.device("cpu"))
+    trainer = Trainer(config(policy_average_updates=0), torch.device("cpu"))
     assert trainer.policy is trainer.online
     trainer.average_policy()
 

@@ -71,14 +71,16 @@ ABLATION = [
     _the_other_way_round("dueling"),
     Variant("n=1", {"n_step": "1"}),
     Variant("n=3", {"n_step": "3"}),
-    # Half and thrice the preset's: on two cores the one starves the learner, the other the actors.
+    # Half, twice and thrice the preset's: on two cores the first starves the learner, the others
+    # the actors.
     Variant("ratio=0.9", {"samples_per_insert": "0.9"}),
+    Variant("ratio=3.6", {"samples_per_insert": "3.6"}),
     Variant("ratio=5.4", {"samples_per_insert": "5.4"}),
     # The two largest differences from the reference that are not in the issue's list.
     Variant("nature", {"network": "nature"}),
     Variant("lr=1e-4", {"learning_rate": "1e-4", "learning_rate_final": "0"}),
     Variant("constant-lr", {"learning_rate_final": "0"}),
     Variant("float32", {"precision": "float32"}),
-    Variant("averaged", {"policy_average_updates": "500"}),
+    Variant("not-averaged", {"policy_average_updates": "0"}),
 ]
 """Each turns one thing of the preset `pong`."""

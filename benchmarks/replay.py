@@ -56,7 +56,7 @@ def memory_sides() -> dict[str, Side]:
             replay.add(full)
         replay.add(last)
     assert isinstance(replay.sampler, PrioritizedSampler)
-    in_all = replay.bytes + replay.sampler.tree.nodes.nbytes
+    in_all = replay.bytes + replay.sampler.tree.bytes
     return {
         "planned": lambda _: planned_bytes(config) / config.replay_transitions,
         "filled": lambda _: in_all / len(replay),

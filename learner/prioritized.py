@@ -1,5 +1,6 @@
 """Proportional prioritized sampling (Schaul et al. 2016) behind the replay's Sampler interface."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -8,43 +9,50 @@ import numpy as np
 class SumTree:
     """Non-negative priorities of `capacity` leaves; prefix sums answer draws in log time.
 
-    All operations take arrays: one pass per level of the tree, no Python loop per leaf.
+    Every node has BRANCHES children, so that few levels do: all operations take arrays, and are a
+    handful of array operations per level, whatever their length.
     """
 
+    BRANCHES = 16
+
     def __init__(self, capacity: int) -> None:
-        self.leaves = 1 << max(capacity - 1, 1).bit_length()
-        self.nodes = np.zeros(2 * self.leaves)  # node i has children 2 i and 2 i + 1; root is 1
+        # From the leaves up: [n, BRANCHES], row i belongs to node i of the level above.
+        self.levels = [np.zeros((-(-capacity // self.BRANCHES), self.BRANCHES))]
+        while (nodes := len(self.levels[-1])) > 1:
+            self.levels.append(np.zeros((-(-nodes // self.BRANCHES), self.BRANCHES)))
 
     @property
     def total(self) -> float:
-        return float(self.nodes[1])
+        return float(self.levels[-1].sum())
+
+    @property
+    def bytes(self) -> int:
+        return sum(level.nbytes for level in self.levels)
 
     def set(self, leaves: np.ndarray, priorities: np.ndarray) -> None:
         """Where a leaf is named twice the last priority counts."""
-        if not len(leaves):
-            return
-        at = leaves + self.leaves
-        self.nodes[at] = priorities
-        while at[0] > 1:  # to sum a common parent twice costs less than to find it out
-            at = at >> 1
-            self.nodes[at] = self.nodes[2 * at] + self.nodes[2 * at + 1]
+        self.levels[0].reshape(-1)[leaves] = priorities
+        at = leaves
+        for below, above in itertools.pairwise(self.levels):
+            at = at // self.BRANCHES  # to sum a common parent twice costs less than to find it out
+            above.reshape(-1)[at] = below.take(at, axis=0).sum(axis=1)
 
     def get(self, leaves: np.ndarray) -> np.ndarray:
-        priorities: np.ndarray = self.nodes[leaves + self.leaves]
+        priorities: np.ndarray = self.levels[0].reshape(-1)[leaves]
         return priorities
 
     def find(self, prefix_sums: np.ndarray) -> np.ndarray:
         """Leaf in whose share of [0, total) each prefix sum falls; [B] f64 -> [B] i64."""
-        at = np.ones(len(prefix_sums), np.int64)
-        rest = prefix_sums.copy()
-        while at[0] < self.leaves:
-            at *= 2
-            left = self.nodes[at]
-            # An empty right branch is never entered, however rounding left `rest`.
-            right = (rest >= left) & (self.nodes[at + 1] > 0)
-            rest -= left * right
-            at += right
-        return at - self.leaves
+        at, every = np.zeros(len(prefix_sums), np.int64), np.arange(len(prefix_sums))
+        rest = prefix_sums
+        for level in reversed(self.levels):
+            sums = level.take(at, axis=0).cumsum(axis=1)
+            # Below the sum of all: a branch that is empty is never entered, however rounding goes.
+            rest = np.minimum(rest, np.nextafter(sums[:, -1], 0.0))
+            child = (sums > rest[:, np.newaxis]).argmax(axis=1)  # the first
+            rest = rest - sums[every, child - 1] * (child > 0)
+            at = at * self.BRANCHES + child
+        return at
 
 
 class PrioritizedSampler:

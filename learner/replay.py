@@ -116,15 +116,11 @@ class Replay:
         self.sampler = sampler
         self.device = torch.device(device)
         frames = planned_frames(config)
-        # Unwritten, so untouched: memory comes as the ring fills, and is never set to zero first.
-        self.frames = torch.empty((frames, *FRAME_SHAPE), dtype=torch.uint8, device=self.device)
+        self.frames = empty_frames(frames, self.device)
         self._flat_frames = self.frames.view(frames, FRAME_BYTES)
-        # Columns of the transition with id i stand at i % capacity.
+        # The transition with id i, and the place of its first frame, stand at i % capacity.
+        self.transitions = np.zeros(self.capacity, TRANSITION_DTYPE)
         self.frame_start = np.zeros(self.capacity, np.int64)
-        self.action = np.zeros(self.capacity, np.int64)
-        self.span = np.zeros(self.capacity, np.int64)
-        self.n_step_return = np.zeros(self.capacity, np.float32)
-        self.discount = np.zeros(self.capacity, np.float32)
         self.chunks: collections.deque[StoredChunk] = collections.deque()
         self.end_id = 0
         self._head = 0  # where the next chunk's frames go
@@ -139,8 +135,7 @@ class Replay:
 
     @property
     def bytes(self) -> int:
-        columns = (self.frame_start, self.action, self.span, self.n_step_return, self.discount)
-        return self.frames.numel() + sum(column.nbytes for column in columns)
+        return self.frames.numel() + self.transitions.nbytes + self.frame_start.nbytes
 
     def add(self, chunk: Chunk) -> None:
         stored = self._make_room(len(chunk), len(chunk.frames))
@@ -159,11 +154,13 @@ class Replay:
 
     def _store(self, stored: StoredChunk, chunk: Chunk) -> None:
         place = slice(stored.frame_start, stored.frame_start + stored.frame_count)
-        self.frames[place] = torch.tensor(chunk.frames)
+        if self.device.type == "cpu":
+            self.frames.numpy()[place] = chunk.frames
+        else:
+            self.frames[place] = torch.tensor(chunk.frames)  # a copy: what arrived is read-only
         at = np.arange(stored.first_id, stored.end_id) % self.capacity
         self.frame_start[at] = stored.frame_start + np.arange(len(chunk))
-        for name in ("action", "span", "n_step_return", "discount"):
-            getattr(self, name)[at] = chunk.transitions[name]
+        self.transitions[at] = chunk.transitions
         self.chunks.append(stored)
         self.end_id = stored.end_id
         self.sampler.added(stored.first_id, stored.end_id)
@@ -172,21 +169,18 @@ class Replay:
         """-> batch on the replay's device, ids [B] for `sampler.update`."""
         ids, weight = self.sampler.sample(self.first_id, self.end_id, batch_size)
         at = ids % self.capacity
-        start = self.frame_start[at] + np.arange(STACK)[:, None]  # [STACK, B]
-        places = np.concatenate([start, start + self.span[at]], axis=1)  # [STACK, 2 B]
-        obs, next_obs = stacked(self._gather(places).view(STACK, -1, FRAME_BYTES)).chunk(2)
-        columns = (self.action, self.n_step_return, self.discount)
-        action, n_step_return, discount = (
-            torch.from_numpy(column[at]).to(self.device) for column in columns
+        drawn, start = self.transitions[at], self.frame_start[at]
+        obs, next_obs = self._stacks(np.concatenate([start, start + drawn["span"]])).chunk(2)
+        columns = (
+            drawn["action"].astype(np.int64),
+            drawn["n_step_return"].copy(),
+            drawn["discount"].copy(),
+            weight,
         )
-        return TransitionBatch(
-            obs=obs,
-            action=action,
-            n_step_return=n_step_return,
-            discount=discount,
-            next_obs=next_obs,
-            weight=torch.from_numpy(weight).to(self.device),
-        ), ids
+        action, n_step_return, discount, weights = (
+            torch.from_numpy(column).to(self.device) for column in columns
+        )
+        return TransitionBatch(obs, action, n_step_return, discount, next_obs, weights), ids
 
     def spread_frames(self, count: int) -> Tensor:
         """Up to `count` stored frames, evenly spread over the live chunks: [F, 84, 84] u8."""
@@ -197,7 +191,7 @@ class Replay:
             ]
         )
         chosen = places[np.linspace(0, len(places) - 1, min(count, len(places))).astype(np.int64)]
-        return self._gather(chosen).view(-1, *FRAME_SHAPE)
+        return self.frames[torch.from_numpy(chosen).to(self.device)]
 
     def read_chunk(self, stored: StoredChunk) -> Chunk:
         """The chunk as it was added (less what only the wire needs), while it lives.
@@ -206,14 +200,21 @@ class Replay:
         """
         place = slice(stored.frame_start, stored.frame_start + stored.frame_count)
         at = np.arange(stored.first_id, stored.end_id) % self.capacity
-        transitions = np.zeros(stored.length, TRANSITION_DTYPE)
-        for name in ("action", "span", "n_step_return", "discount"):
-            transitions[name] = getattr(self, name)[at]
-        return Chunk(self.frames[place].cpu().numpy(), transitions, -1)
+        return Chunk(self.frames[place].cpu().numpy(), self.transitions[at], -1)
 
-    def _gather(self, places: np.ndarray) -> Tensor:
-        index = torch.from_numpy(places.reshape(-1)).to(self.device)
-        return self._flat_frames.index_select(0, index)
+    def _stacks(self, starts: np.ndarray) -> Tensor:
+        """The stacks that begin at these frames: [N, STACK, 84, 84] u8, channels last in memory, as
+        convolutions like it best."""
+        if self.device.type == "cpu":
+            frames = self._flat_frames.numpy()
+            planes = np.empty((STACK, len(starts), FRAME_BYTES), np.uint8)
+            for i, plane in enumerate(planes):  # "clip" writes straight into `out`; none is clipped
+                frames.take(starts + i, axis=0, out=plane, mode="clip")
+            pixels = torch.from_numpy(cv2.merge(list(planes)))  # a seventh of torch.stack's time
+        else:
+            places = torch.from_numpy(starts[:, np.newaxis] + np.arange(STACK)).to(self.device)
+            pixels = self._flat_frames[places].transpose(1, 2).contiguous()
+        return pixels.view(-1, *FRAME_SHAPE, STACK).permute(0, 3, 1, 2)
 
     def _make_room(self, length: int, frame_count: int) -> StoredChunk:
         """Evict the oldest chunks until the new one fits; frames never wrap around the end."""
@@ -239,13 +240,12 @@ class Replay:
         self.sampler.evicted(oldest.first_id, oldest.end_id)
 
 
-def stacked(planes: Tensor) -> Tensor:
-    """[STACK, N, 7056] u8 -> [N, STACK, 84, 84] u8, channels last: as convolutions like it best."""
-    if planes.device.type == "cpu":  # a seventh of the time of torch.stack
-        pixels = torch.from_numpy(cv2.merge(list(planes.numpy())))
-    else:
-        pixels = torch.stack(planes.unbind(), dim=-1)
-    return pixels.view(-1, *FRAME_SHAPE, STACK).permute(0, 3, 1, 2)
+def empty_frames(count: int, device: torch.device) -> Tensor:
+    """[count, 84, 84] u8. Unwritten: memory comes as the ring fills, and is never zeroed first."""
+    shape = (count, *FRAME_SHAPE)
+    if device.type == "cpu":  # NumPy asks the system for huge pages: a draw reads all over the ring
+        return torch.from_numpy(np.empty(shape, np.uint8))
+    return torch.empty(shape, dtype=torch.uint8, device=device)
 
 
 def planned_frames(config: Config) -> int:
@@ -255,7 +255,8 @@ def planned_frames(config: Config) -> int:
 
 
 def planned_bytes(config: Config) -> int:
-    return planned_frames(config) * FRAME_BYTES + config.replay_transitions * 32
+    per_transition = TRANSITION_DTYPE.itemsize + np.dtype(np.int64).itemsize
+    return planned_frames(config) * FRAME_BYTES + config.replay_transitions * per_transition
 
 
 def check_fits(config: Config, available_bytes: int, where: str) -> None:

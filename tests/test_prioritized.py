@@ -25,6 +25,20 @@ def test_a_prefix_sum_finds_the_leaf_that_owns_it() -> None:
     assert tree.find(sums).tolist() == [0, 0, 2, 2, 3, 3, 5, 5, 5]
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 5_000), st.integers(0, 2**32 - 1))
+def test_in_a_tree_of_any_size_draws_land_where_plain_sums_say(capacity: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    priorities = rng.integers(4, size=capacity) * (rng.random(capacity) < 0.3)  # sums are exact
+    priorities[rng.integers(capacity)] = 1
+    tree = SumTree(capacity)
+    tree.set(np.arange(capacity), priorities.astype(np.float64))
+    draws = np.append(rng.integers(priorities.sum(), size=50), priorities.sum())
+    owners = np.searchsorted(priorities.cumsum(), draws, side="right")
+    owners[-1] = priorities.nonzero()[0][-1]  # what rounding may lead to belongs to the last
+    assert tree.find(draws.astype(np.float64)).tolist() == owners.tolist()
+
+
 def test_sampling_follows_priorities_and_weights_undo_it() -> None:
     sampler = PrioritizedSampler(64, alpha=1.0, beta=1.0, rng=np.random.default_rng(0))
     sampler.added(100, 140)

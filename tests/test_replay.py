@@ -38,10 +38,7 @@ def check_against(replay: Replay, model: list[tuple[int, Chunk]]) -> None:
             for offset in (0, span):
                 got = frames[start + offset : start + offset + STACK]
                 assert (got == chunk.frames[i + offset : i + offset + STACK]).all()
-            assert replay.n_step_return[at] == t["n_step_return"]
-            assert replay.discount[at] == t["discount"]
-            assert replay.action[at] == t["action"]
-            assert replay.span[at] == span
+            assert replay.transitions[at] == t
 
 
 @settings(max_examples=40, deadline=None)

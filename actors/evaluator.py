@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from actors.game import Game, game_for, game_seed
+from actors.observations import Observations
 from actors.policy import epsilon_greedy
-from common.config import FRAME_SHAPE, STACK
 from common.policy_file import Policy
 
 MAX_IDLE_ENV_STEPS = 30
@@ -26,27 +26,26 @@ def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> lis
     seeds = np.random.SeedSequence([seed, 2]).spawn(games + 1)
     rng = np.random.default_rng(seeds[-1])
     running: list[Game] = []
-    obs = np.zeros((games, STACK, *FRAME_SHAPE), np.uint8)
+    seen = Observations(games)
     for i in range(games):
         first_seed = game_seed(seeds[i])
         game = game_for(config, first_seed)
-        obs[i, -1] = game.reset(first_seed)
+        seen.begin(i, game.reset(first_seed))
         running.append(game)
     scores = np.zeros(games)
     alive = np.arange(games)
     idle_env_steps = rng.integers(MAX_IDLE_ENV_STEPS + 1, size=games)
     for env_step in itertools.count():
-        actions = epsilon_greedy(policy.network, obs[alive], epsilon, rng)
+        actions = epsilon_greedy(policy.network, seen.obs[alive], epsilon, rng)
         actions[env_step < idle_env_steps[alive]] = 0
         over = []
         for i, action in zip(alive.tolist(), actions.tolist(), strict=True):
             game = running[i]
             step = game.step(action)
-            obs[i, :-1] = obs[i, 1:]
-            obs[i, -1] = step.frame
             if step.terminated and not game.scores:  # a life lost: as in training, a new stack
-                obs[i] = 0
-                obs[i, -1] = game.reset()
+                seen.begin(i, game.reset())
+            else:
+                seen.push(i, step.frame)
             if game.scores:
                 scores[i] = game.scores[0]
                 over.append(i)

@@ -9,8 +9,9 @@ import numpy as np
 
 from actors.accumulator import Accumulator, with_episode
 from actors.game import Game, game_for, game_seed
+from actors.observations import Observations
 from actors.policy import epsilon_greedy
-from common.config import FRAME_SHAPE, STACK, Config
+from common.config import Config
 from common.errors import ConfigError
 from common.messages import Chunk, EpisodeStats, Spec
 from common.network import load_state_vector, network_for
@@ -48,7 +49,8 @@ class Player:
         self.accumulators = [
             Accumulator(Spec.of(config), max(1, chunk * (i + 1) // k)) for i in range(k)
         ]
-        self.obs = np.zeros((k, STACK, *FRAME_SHAPE), np.uint8)
+        self._observations = Observations(k)
+        self.obs = self._observations.obs
         self.lengths = [0] * k  # of the games in progress
         self._over: collections.deque[EpisodeStats] = collections.deque()  # not yet reported
         for i, first_seed in enumerate(game_seeds):
@@ -79,8 +81,7 @@ class Player:
         if step.terminated or step.truncated:
             self._begin(i)
         else:
-            self.obs[i, :-1] = self.obs[i, 1:]
-            self.obs[i, -1] = step.frame
+            self._observations.push(i, step.frame)
         for score in self.games[i].scores:
             length, self.lengths[i] = max(1, self.lengths[i]), 0
             self._over.append(EpisodeStats(score, length, epsilon, self.weights_version))
@@ -93,8 +94,7 @@ class Player:
 
     def _begin(self, i: int, seed: int | None = None) -> None:
         frame = self.games[i].reset(seed)
-        self.obs[i] = 0
-        self.obs[i, -1] = frame
+        self._observations.begin(i, frame)
         self.accumulators[i].begin(frame)
 
     def close(self) -> None:

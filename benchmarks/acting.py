@@ -10,6 +10,7 @@ import torch
 
 from actors.env import SKIP, open_env
 from actors.game import make_game
+from actors.observations import Observations
 from actors.player import Player
 from actors.policy import epsilon_greedy
 from benchmarks.measure import (
@@ -26,7 +27,7 @@ from benchmarks.measure import (
 )
 from benchmarks.peers.environment import Peers
 from benchmarks.worker import Worker, versus
-from common.config import FRAME_SHAPE, STACK, Config
+from common.config import Config
 from common.network import network_for
 from common.presets import make_config
 
@@ -57,18 +58,16 @@ def emulation_sides() -> dict[str, Side]:
 def wrapped(actions: "itertools.cycle[int]") -> Step:
     """What actors step, and the stack of four that they keep of it."""
     game = make_game(GAME)
-    stack = np.zeros((STACK, *FRAME_SHAPE), np.uint8)
-    stack[-1] = game.reset(seed=0)
+    seen = Observations(1)
+    seen.begin(0, game.reset(seed=0))
 
     def play() -> int:
         for action in itertools.islice(actions, CALLS):
             step = game.step(action)
             if step.game_over:
-                stack[:] = 0
-                stack[-1] = game.reset()
+                seen.begin(0, game.reset())
             else:
-                stack[:-1] = stack[1:]
-                stack[-1] = step.frame
+                seen.push(0, step.frame)
         return CALLS
 
     return play
@@ -95,7 +94,8 @@ def inference_sides(games: int) -> dict[str, Side]:
     """Greedy actions for a batch of `games` observations, in env steps."""
     torch.set_num_threads(1)
     network, rng = network_for(greedy(games)).for_playing(), np.random.default_rng(0)
-    obs = rng.integers(256, size=(games, STACK, *FRAME_SHAPE), dtype=np.uint8)
+    obs = Observations(games).obs
+    obs[:] = rng.integers(256, size=obs.shape, dtype=np.uint8)
 
     def infer() -> int:
         epsilon_greedy(network, obs, 0.0, rng)

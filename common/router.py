@@ -7,6 +7,7 @@ it was granted. ZeroMQ lives here, in `common/dealer.py` and in `common/keys.py`
 
 import collections
 import contextlib
+import math
 import os
 import socket
 import threading
@@ -72,6 +73,7 @@ class LearnerEndpoint:
         self._arrived = threading.Event()
         self._taken = 0  # transitions received since the start of the run
         self._insert_limit = 0.0
+        self._wanted = 0, self._sessions.demand()  # transitions taken, and what they wanted then
         self._env_steps = 0
         self._weights: Weights | None = None
         self._encoded_weights: tuple[int, bytes] = (-1, b"")
@@ -131,10 +133,15 @@ class LearnerEndpoint:
         self._wake()
 
     def set_insert_limit(self, transitions: float, env_steps: int) -> None:
-        """Never take more than so many transitions in all; env_steps is told to the actors."""
+        """Never take more than so many transitions in all; env_steps is told to the actors.
+
+        Each update raises the limit by less than a chunk: the I/O thread, which would take the
+        interpreter from this one, is woken only where that lets another chunk go out.
+        """
         self._env_steps = env_steps
-        if transitions > self._insert_limit:
-            self._insert_limit = transitions
+        self._insert_limit = max(self._insert_limit, transitions)
+        taken, demand = self._wanted
+        if demand.met_by(self._insert_limit - taken):
             self._wake()
 
     @property
@@ -308,8 +315,12 @@ class LearnerEndpoint:
         self._ack(session)
 
     def _grant(self) -> None:
-        for session in self._sessions.grant(self._insert_limit - self._taken):
-            self._ack(session)  # it may be blocked: tell it now
+        limit = math.nan
+        while limit != self._insert_limit:  # raised meanwhile: by who saw an older demand
+            limit = self._insert_limit
+            for session in self._sessions.grant(limit - self._taken):
+                self._ack(session)  # it may be blocked: tell it now
+            self._wanted = self._taken, self._sessions.demand()
 
     def _ack(self, session: Session, kind: Type = Type.ACK) -> None:
         version = self._weights.version if self._weights else -1

@@ -29,6 +29,21 @@ class Session:
         return self.granted_seq - self.acked_seq
 
 
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Whether there is something to grant, at one moment: for other threads to look at."""
+
+    chunk_transitions: int
+    owed_chunks: int = 0
+    hungry: bool = False  # somebody's window has room for a chunk more
+
+    def met_by(self, transitions: float) -> bool:
+        """Would `Sessions.grant` of so many give any credit?"""
+        room = transitions - self.chunk_transitions * self.owed_chunks
+        whole = room >= self.chunk_transitions
+        return self.hungry and (whole or (room > 0 and not self.owed_chunks))
+
+
 class Sessions:
     """The sessions that count. One that ended is fenced: nothing of it is taken any more."""
 
@@ -84,17 +99,17 @@ class Sessions:
         left of them may be less than a chunk: then one chunk goes out once nothing else is under
         way, or the last of them would never come. -> sessions that had no credit and now have.
         """
-        size = self._chunk_transitions
-        room = transitions - size * sum(session.owed for session in self._live.values())
         woken: list[Session] = []
-        while room >= size or (room > 0 and not any(s.owed for s in self._live.values())):
-            hungry = [s for s in self._live.values() if s.owed < self._window_chunks]
-            if not hungry:
-                break
+        while self.demand().met_by(transitions):
+            hungry = (s for s in self._live.values() if s.owed < self._window_chunks)
             session = min(hungry, key=lambda s: s.owed)
             if not session.owed:
                 woken.append(session)
             session.granted_seq += 1
             self._live[session.id] = self._live.pop(session.id)
-            room -= size
         return woken
+
+    def demand(self) -> Demand:
+        owed = [session.owed for session in self._live.values()]
+        hungry = any(chunks < self._window_chunks for chunks in owed)
+        return Demand(self._chunk_transitions, sum(owed), hungry)

@@ -73,7 +73,7 @@ class LearnerEndpoint:
         self._arrived = threading.Event()
         self._taken = 0  # transitions received since the start of the run
         self._insert_limit = 0.0
-        self._wanted = 0, self._sessions.demand()  # transitions taken, and what they wanted then
+        self._demand_at = 0, self._sessions.demand  # transitions taken by then, and the demand
         self._env_steps = 0
         self._weights: Weights | None = None
         self._encoded_weights: tuple[int, bytes] = (-1, b"")
@@ -135,13 +135,14 @@ class LearnerEndpoint:
     def set_insert_limit(self, transitions: float, env_steps: int) -> None:
         """Never take more than so many transitions in all; env_steps is told to the actors.
 
-        Each update raises the limit by less than a chunk: the I/O thread, which would take the
-        interpreter from this one, is woken only where that lets another chunk go out.
+        Most updates raise the limit by less than a chunk. The I/O thread, which takes the
+        interpreter from this one, is woken only where somebody without credit can now have some:
+        the others hear of theirs when their next chunk is acknowledged.
         """
         self._env_steps = env_steps
         self._insert_limit = max(self._insert_limit, transitions)
-        taken, demand = self._wanted
-        if demand.met_by(self._insert_limit - taken):
+        taken, demand = self._demand_at
+        if demand.starving and demand.met_by(self._insert_limit - taken):
             self._wake()
 
     @property
@@ -320,7 +321,7 @@ class LearnerEndpoint:
             limit = self._insert_limit
             for session in self._sessions.grant(limit - self._taken):
                 self._ack(session)  # it may be blocked: tell it now
-            self._wanted = self._taken, self._sessions.demand()
+            self._demand_at = self._taken, self._sessions.demand
 
     def _ack(self, session: Session, kind: Type = Type.ACK) -> None:
         version = self._weights.version if self._weights else -1

@@ -31,11 +31,12 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """Whether there is something to grant, at one moment: for other threads to look at."""
+    """What could be granted, at one moment: for other threads to look at."""
 
     chunk_transitions: int
-    owed_chunks: int = 0
-    hungry: bool = False  # somebody's window has room for a chunk more
+    owed_chunks: int
+    hungry: bool  # somebody's window has room for a chunk more
+    starving: bool  # somebody has no credit at all
 
     def met_by(self, transitions: float) -> bool:
         """Would `Sessions.grant` of so many give any credit?"""
@@ -53,6 +54,7 @@ class Sessions:
         self._live: dict[int, Session] = {}  # in the order in which they were last granted
         self._fenced: collections.deque[int] = collections.deque(maxlen=4096)
         self._seen_actors: set[int] = set()
+        self.demand = self._look()  # as the last `grant` left it
 
     def __len__(self) -> int:
         return len(self._live)
@@ -100,16 +102,17 @@ class Sessions:
         way, or the last of them would never come. -> sessions that had no credit and now have.
         """
         woken: list[Session] = []
-        while self.demand().met_by(transitions):
+        while (demand := self._look()).met_by(transitions):
             hungry = (s for s in self._live.values() if s.owed < self._window_chunks)
             session = min(hungry, key=lambda s: s.owed)
             if not session.owed:
                 woken.append(session)
             session.granted_seq += 1
             self._live[session.id] = self._live.pop(session.id)
+        self.demand = demand
         return woken
 
-    def demand(self) -> Demand:
+    def _look(self) -> Demand:
         owed = [session.owed for session in self._live.values()]
-        hungry = any(chunks < self._window_chunks for chunks in owed)
-        return Demand(self._chunk_transitions, sum(owed), hungry)
+        least = min(owed, default=self._window_chunks)
+        return Demand(self._chunk_transitions, sum(owed), least < self._window_chunks, least == 0)

@@ -171,16 +171,14 @@ class Replay:
         at = ids % self.capacity
         drawn, start = self.transitions[at], self.frame_start[at]
         obs, next_obs = self._stacks(np.concatenate([start, start + drawn["span"]])).chunk(2)
-        columns = (
-            drawn["action"].astype(np.int64),
-            drawn["n_step_return"].copy(),
-            drawn["discount"].copy(),
-            weight,
-        )
-        action, n_step_return, discount, weights = (
-            torch.from_numpy(column).to(self.device) for column in columns
-        )
-        return TransitionBatch(obs, action, n_step_return, discount, next_obs, weights), ids
+        return TransitionBatch(
+            obs=obs,
+            action=self._on_device(drawn["action"].astype(np.int64)),
+            n_step_return=self._on_device(drawn["n_step_return"].copy()),
+            discount=self._on_device(drawn["discount"].copy()),
+            next_obs=next_obs,
+            weight=self._on_device(weight),
+        ), ids
 
     def spread_frames(self, count: int) -> Tensor:
         """Up to `count` stored frames, evenly spread over the live chunks: [F, 84, 84] u8."""
@@ -191,7 +189,7 @@ class Replay:
             ]
         )
         chosen = places[np.linspace(0, len(places) - 1, min(count, len(places))).astype(np.int64)]
-        return self.frames[torch.from_numpy(chosen).to(self.device)]
+        return self.frames[self._on_device(chosen)]
 
     def read_chunk(self, stored: StoredChunk) -> Chunk:
         """The chunk as it was added (less what only the wire needs), while it lives.
@@ -212,9 +210,12 @@ class Replay:
                 frames.take(starts + i, axis=0, out=plane, mode="clip")
             pixels = torch.from_numpy(cv2.merge(list(planes)))  # a seventh of torch.stack's time
         else:
-            places = torch.from_numpy(starts[:, np.newaxis] + np.arange(STACK)).to(self.device)
+            places = self._on_device(starts[:, np.newaxis] + np.arange(STACK))
             pixels = self._flat_frames[places].transpose(1, 2).contiguous()
         return pixels.view(-1, *FRAME_SHAPE, STACK).permute(0, 3, 1, 2)
+
+    def _on_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
 
     def _make_room(self, length: int, frame_count: int) -> StoredChunk:
         """Evict the oldest chunks until the new one fits; frames never wrap around the end."""

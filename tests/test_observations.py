@@ -39,5 +39,6 @@ def test_every_game_shows_its_last_four_frames_of_this_episode(
 
 
 def test_a_forward_pass_has_nothing_to_rearrange() -> None:
-    obs = torch.from_numpy(Observations(2).obs)
-    assert obs.is_contiguous(memory_format=torch.channels_last)
+    obs = Observations(3).obs
+    for seen in (obs, obs[np.array([True, False, True])], obs[np.array([2, 0])]):
+        assert torch.from_numpy(seen).is_contiguous(memory_format=torch.channels_last)

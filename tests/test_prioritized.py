@@ -39,6 +39,19 @@ def test_in_a_tree_of_any_size_draws_land_where_plain_sums_say(capacity: int, se
     assert tree.find(draws.astype(np.float64)).tolist() == owners.tolist()
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 600), st.integers(0, 2**32 - 1))
+def test_however_sums_round_no_draw_ends_at_an_empty_leaf(capacity: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    priorities = 10.0 ** rng.uniform(-12, 3, capacity) * (rng.random(capacity) < 0.3)
+    priorities[rng.integers(capacity)] = 0.1
+    tree = SumTree(capacity)
+    tree.set(np.arange(capacity), priorities)
+    ends = np.append(priorities.cumsum(), tree.total)
+    draws = np.concatenate([ends, np.nextafter(ends, 0), np.nextafter(ends, np.inf)])
+    assert (tree.get(tree.find(draws)) > 0).all()
+
+
 def test_sampling_follows_priorities_and_weights_undo_it() -> None:
     sampler = PrioritizedSampler(64, alpha=1.0, beta=1.0, rng=np.random.default_rng(0))
     sampler.added(100, 140)

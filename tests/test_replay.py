@@ -14,7 +14,9 @@ from learner.replay import Replay, UniformSampler, check_fits, planned_bytes
 from tests.builders import chunk_of, config, stamp_of
 
 
-def make_replay(capacity: int = 64, chunk: int = 16, n_step: int = 3) -> tuple[Replay, Spec]:
+def make_replay(
+    capacity: int = 64, chunk: int = 16, n_step: int = 3, device: str = "cpu"
+) -> tuple[Replay, Spec]:
     small = config(
         replay_transitions=capacity,
         learning_starts_transitions=40,
@@ -22,7 +24,7 @@ def make_replay(capacity: int = 64, chunk: int = 16, n_step: int = 3) -> tuple[R
         n_step=n_step,
         batch_size=4,
     )
-    return Replay(small, UniformSampler(np.random.default_rng(0))), Spec.of(small)
+    return Replay(small, UniformSampler(np.random.default_rng(0)), device), Spec.of(small)
 
 
 def check_against(replay: Replay, model: list[tuple[int, Chunk]]) -> None:
@@ -78,12 +80,31 @@ def test_a_batch_holds_what_was_stored_and_no_transition_twice() -> None:
         assert len(set(ids.tolist())) == 32
         assert ids.min() >= replay.first_id
         assert ids.max() < replay.end_id
+        assert batch.action.dtype == torch.int64
+        assert (batch.weight == 1).all()
+        for stacks in (batch.obs, batch.next_obs):
+            assert stacks.is_contiguous(memory_format=torch.channels_last)
         for row, i in enumerate(ids.tolist()):
             assert batch.n_step_return[row] == i
+            stored = replay.transitions[i % replay.capacity]
+            assert batch.action[row] == stored["action"]
+            assert batch.discount[row] == stored["discount"] != 1
             chunk, offset = divmod(i, 16)
             first = 16 * chunk + offset
             assert [stamp_of(f) for f in batch.obs[row]] == [first + k for k in range(4)]
             assert [stamp_of(f) for f in batch.next_obs[row]] == [first + 3 + k for k in range(4)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_replay_on_the_gpu_draws_the_same_batches() -> None:
+    (here, spec), (there, _) = make_replay(), make_replay(device="cuda")
+    for i in range(9):
+        for replay in (here, there):
+            replay.add(chunk_of(spec, 16, 16 * i))
+    (one, ids), (other, other_ids) = here.sample(32), there.sample(32)
+    assert (ids == other_ids).all()
+    for name in one.__slots__:
+        assert torch.equal(getattr(one, name), getattr(other, name).cpu()), name
 
 
 def test_uniform_sampling_reaches_every_live_transition_equally() -> None:

@@ -25,6 +25,7 @@ from common.keys import (
 )
 from common.messages import Chunk, Header, Spec, Type, Weights
 from common.router import LearnerEndpoint
+from common.sessions import Session
 from tests.builders import chunk_of, config
 from tests.running import until
 
@@ -117,6 +118,47 @@ def test_no_more_is_taken_than_the_limit_allows_and_more_when_it_rises(pair: Pai
     eventually(lambda: drained(12))
     sender.join(10)
     assert got == list(range(12))
+
+
+def test_a_limit_wakes_the_transport_thread_only_where_an_actor_gets_credit_by_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[None] = []
+    wake = pair.learner._wake
+    monkeypatch.setattr(pair.learner, "_wake", lambda: (woken.append(None), wake()))
+    actor = pair.actor()
+    pair.learner.set_insert_limit(16, 0)
+    eventually(lambda: actor.poll() or actor._granted_seq == 1)
+    assert len(woken) == 1
+    pair.learner.set_insert_limit(
+        32, 0
+    )  # the actor has credit, and hears of more with its next ACK
+    actor.send(pair.chunk(0))
+    pair.taken(1)
+    eventually(lambda: actor.poll() or actor._granted_seq == 2)
+    actor.send(pair.chunk(1))
+    pair.taken(1)
+    eventually(lambda: actor.poll() or not actor.unacknowledged)
+    assert len(woken) == 1
+    pair.learner.set_insert_limit(48, 0)
+    eventually(lambda: actor.poll() or actor._granted_seq == 3, seconds=0.5)  # not by a ping
+    assert len(woken) == 2
+
+
+def test_a_limit_raised_while_credit_is_given_is_not_missed(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grant = pair.learner._sessions.grant
+
+    def grant_and_raise(transitions: float) -> list[Session]:
+        woken = grant(transitions)
+        if len(pair.learner._sessions):  # as the training thread might, seeing an older demand
+            pair.learner._insert_limit = 16
+        return woken
+
+    monkeypatch.setattr(pair.learner._sessions, "grant", grant_and_raise)
+    actor = pair.actor()
+    assert actor._granted_seq == 1
 
 
 def test_credit_is_shared_among_actors(pair: Pair) -> None:

@@ -109,7 +109,7 @@ def random_play(config: Config, env_steps: int) -> Replay:
 
 def loss_of_a_constant(replay: Replay) -> float:
     """What predicting the mean return everywhere costs."""
-    returns = torch.tensor(replay.transitions["n_step_return"][: len(replay)])
+    returns = torch.from_numpy(replay.transitions["n_step_return"][: len(replay)].copy())
     return F.smooth_l1_loss(returns.mean().expand_as(returns), returns).item()
 
 

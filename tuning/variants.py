@@ -71,8 +71,7 @@ ABLATION = [
     _the_other_way_round("dueling"),
     Variant("n=1", {"n_step": "1"}),
     Variant("n=3", {"n_step": "3"}),
-    # Half, twice and thrice the preset's: on two cores the first starves the learner, the others
-    # the actors.
+    # Half, twice and thrice the preset's.
     Variant("ratio=0.9", {"samples_per_insert": "0.9"}),
     Variant("ratio=3.6", {"samples_per_insert": "3.6"}),
     Variant("ratio=5.4", {"samples_per_insert": "5.4"}),

@@ -43,12 +43,8 @@ class Credit:
 
         -> those who had no credit and now have; chunks granted.
         """
-        room = transitions - self._chunk * self.owed
         woken, granted = [], 0
-        while room >= self._chunk or (room > 0 and not self.owed):
-            account = self._neediest()
-            if account is None:
-                break
+        while self._goes(transitions) and (account := self._neediest()):
             if not account.owed:
                 woken.append(account)
             account.granted_seq += 1
@@ -56,9 +52,17 @@ class Credit:
             account.stamp = self._stamp
             self.owed += 1
             self._enter(account)
-            room -= self._chunk
             granted += 1
         return woken, granted
+
+    def wakes(self, transitions: float) -> bool:
+        """Would `grant` of so many give credit to somebody who has none?"""
+        least = self._neediest()
+        return self._goes(transitions) and least is not None and not least.owed
+
+    def _goes(self, transitions: float) -> bool:
+        room = transitions - self._chunk * self.owed
+        return room >= self._chunk or (room > 0 and not self.owed)
 
     def _neediest(self) -> Account | None:
         """Entries that are no longer true are dropped on the way."""

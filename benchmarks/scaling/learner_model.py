@@ -211,8 +211,8 @@ class Trainer:
         if publishes:
             self._published = now
             self.run.versions.append((now, self.updates))
-        if publishes or self.insert_limit() > router.insert_limit:
-            router.insert_limit = self.insert_limit()
+        router.insert_limit = self.insert_limit()
+        if publishes or self.run.credit.wakes(router.insert_limit - router.taken):
             router.wake()
         self._turn()
 

@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -160,9 +161,9 @@ def learner_worker(
     )
 
 
-def updates(form: Form, peers: Peers) -> list[Row]:
+def updates(form: Form, peers: Peers) -> Iterator[Row]:
     """Row 7: updates with replay against the bare computation, and that against the plain form."""
-    rows, network = [], Config().network
+    network = Config().network
     compiled = form.full and shutil.which("g++") is not None
     untried = "" if compiled else "; compiled not tried"
     for batch, threads in cases(form):
@@ -173,24 +174,14 @@ def updates(form: Form, peers: Peers) -> list[Row]:
             seen = alternate({**ours, "bare": sides[best]}, form.rounds, form.seconds)
         case = f"batch {batch}, {threads} thread(s), {precision_here()}"
         bare, replayed = f"bare computation ({best}{untried})", f"updates with replay, {case}"
-        rows += [
-            Row(7, replayed, UPDATES, bare, Goal(0.95), seen["learner"], seen["bare"]),
-            Row(
-                7,
-                f"update of a preloaded batch, {case}",
-                UPDATES,
-                "plain eager form",
-                Goal(1.25),
-                seen["trainer"],
-                seen["plain"],
-            ),
-        ]
-    return rows
+        yield Row(7, replayed, UPDATES, bare, Goal(0.95), seen["learner"], seen["bare"])
+        what, plain = f"update of a preloaded batch, {case}", "plain eager form"
+        yield Row(7, what, UPDATES, plain, Goal(1.25), seen["trainer"], seen["plain"])
 
 
-def peers_updates(form: Form, peers: Peers) -> list[Row]:
+def peers_updates(form: Form, peers: Peers) -> Iterator[Row]:
     """Row 8: updates with replay against the gradient steps of others, on equal networks."""
-    rows, network = [], "nature"
+    network = "nature"
     others = {
         "Stable-Baselines3 DQN `train()`": "stable_baselines:learner_sides",
         "CleanRL-style DQN": "plain:learner_sides",
@@ -208,5 +199,4 @@ def peers_updates(form: Form, peers: Peers) -> list[Row]:
         starts = {name: partial(peers.start, maker, **settings) for name, maker in others.items()}
         with learner_worker(batch, network, threads, precision) as ours:
             row = Row(8, what, UPDATES, "", Goal(1.5))
-            rows += versus(row, ours.sides["learner"], starts, form)
-    return rows
+            yield from versus(row, ours.sides["learner"], starts, form)

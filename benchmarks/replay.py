@@ -10,6 +10,7 @@ from common.config import FRAME_SHAPE, STACK, Config
 from common.machine import available_memory_bytes
 from common.messages import TRANSITION_DTYPE, Chunk, Spec
 from common.presets import make_config
+from launch import learner_environment
 from learner.learner import make_sampler
 from learner.prioritized import PrioritizedSampler
 from learner.replay import (
@@ -149,7 +150,9 @@ def sampling(form: Form, peers: Peers) -> list[Row]:
     config = million()
     real = chunks_that_fit(config)
     share = real * config.chunk_transitions / TRANSITIONS
-    with Worker("benchmarks.replay:sampling_sides", real_chunks=real) as worker:
+    environment = learner_environment(config.resolved())  # what a batch frees is kept for the next
+    sides = "benchmarks.replay:sampling_sides"
+    with Worker(sides, environment=environment, real_chunks=real) as worker:
         seen = alternate(worker.sides, form.rounds, form.seconds)
     what = f"prioritized batch, {BATCH} of {TRANSITIONS:,}"
     note = "" if share == 1 else f"{share:.0%} of the frames are real, others share them"

@@ -26,7 +26,7 @@ from common.machine import cores
 from common.messages import Chunk, Spec, Weights
 from common.network import network_for, state_size, state_vector
 from common.router import LearnerEndpoint
-from launch import command
+from launch import command, learner_environment
 from learner.learner import make_sampler
 from learner.replay import Replay
 
@@ -211,7 +211,13 @@ def arriving(form: Form, peers: Peers) -> list[Row]:
 def ingest(form: Form, peers: Peers) -> list[Row]:
     """Row 6: what one core of a learner can take in."""
     with tempfile.TemporaryDirectory(prefix="volley-bench-") as folder, ExitStack() as stack:
-        learner = stack.enter_context(Worker("benchmarks.transport:ingest_sides", folder=folder))
+        learner = stack.enter_context(
+            Worker(
+                "benchmarks.transport:ingest_sides",
+                environment=learner_environment(greedy(8, actors=SENDERS).resolved()),
+                folder=folder,
+            )
+        )
         senders = stack.enter_context(Worker("benchmarks.transport:sender_sides", folder=folder))
 
         def burst(seconds: float) -> float:

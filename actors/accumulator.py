@@ -20,14 +20,11 @@ class Accumulator:
     """The unsent steps of one game.
 
     Step i of the buffer saw frames[i : i + STACK], took actions[i], earned rewards[i].
-    first_chunk_transitions: length of the very first chunk (games that start together are given
-    different ones, so that their chunks do not arrive in bursts for ever after).
     """
 
-    def __init__(self, spec: Spec, first_chunk_transitions: int | None = None) -> None:
+    def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self._discounts = spec.discounts()
-        self._chunk_transitions = first_chunk_transitions or spec.chunk_transitions
         self._frames: list[np.ndarray] = []
         self._actions: list[int] = []
         self._rewards: list[float] = []
@@ -57,15 +54,15 @@ class Accumulator:
         self._versions.append(policy_version)
         if terminated or truncated:
             return self._flush(terminated)
-        if len(self._actions) == self._chunk_transitions + self.spec.n_step - 1:
-            return [self._emit(self._chunk_transitions, terminated=False)]
+        if len(self._actions) == self.spec.chunk_transitions + self.spec.n_step - 1:
+            return [self._emit(self.spec.chunk_transitions, terminated=False)]
         return []
 
     def _flush(self, terminated: bool) -> list[Chunk]:
         """The episode is over: everything goes, in as many chunks as it takes."""
         chunks = []
         while self._actions:
-            count = min(len(self._actions), self._chunk_transitions)
+            count = min(len(self._actions), self.spec.chunk_transitions)
             chunks.append(self._emit(count, terminated))
         return chunks
 
@@ -90,7 +87,6 @@ class Accumulator:
         chunk = Chunk(frames, transitions, self._versions[0])
         for steps_of in (self._frames, self._actions, self._rewards, self._versions):
             del steps_of[:count]
-        self._chunk_transitions = self.spec.chunk_transitions
         return chunk
 
     def state_dict(self) -> dict[str, Any]:
@@ -100,7 +96,6 @@ class Accumulator:
             "actions": list(self._actions),
             "rewards": list(self._rewards),
             "versions": list(self._versions),
-            "chunk_transitions": self._chunk_transitions,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,7 +103,6 @@ class Accumulator:
         self._frames = list(frames)
         self._actions, self._rewards = list(state["actions"]), list(state["rewards"])
         self._versions = list(state["versions"])
-        self._chunk_transitions = state["chunk_transitions"]
 
 
 def with_episode(chunk: Chunk, episode: EpisodeStats) -> Chunk:

@@ -30,13 +30,7 @@ def run_actor(
     learner = ActorEndpoint(config, address, actor_id, size, keys, on_wait=beat)
     try:
         learner.handshake()
-
-        def alive() -> None:  # making many games takes longer than the learner's patience
-            beat()
-            learner.keep_alive()
-
-        seed = life_seed(config, actor_id, incarnation, learner.env_steps)
-        player = Player(config, seed, alive)
+        player = Player(config, life_seed(config, actor_id, incarnation, learner.env_steps))
         first = learner.first_weights()  # a resumed run must not start over with a random network
         player.load_weights(first.version, first.vector)
         while True:

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,41 +20,33 @@ from common.timings import Timings
 class Player:
     """The games of one actor, the network that plays them, and their accumulators.
 
+    The first game begins at once. The others join when it has sent its first chunk, which so need
+    not wait until all are loaded; and they do so a fraction of a chunk apart, so that their chunks
+    do not arrive in bursts for ever after.
+
     seed: anything np.random.SeedSequence takes; every game and the policy draw from it apart.
-    beat: called before each game is made and started, which may take a while.
-    obs: [k, STACK, 84, 84] u8, what the network sees, newest frame last.
     """
 
-    def __init__(
-        self, config: Config, seed: list[int], beat: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, config: Config, seed: list[int]) -> None:
         self.config = config
         policy_seed, *spawned = np.random.SeedSequence(seed).spawn(1 + config.envs_per_actor)
         self.rng = np.random.default_rng(policy_seed)
-        game_seeds = [game_seed(one) for one in spawned]
-        self.games: list[Game] = []
-        for first_seed in game_seeds:
-            beat()
-            self.games.append(game_for(config, first_seed))
-        if self.games[0].n_actions != config.n_actions:
-            raise ConfigError(
-                f"{config.env} has {self.games[0].n_actions} actions here, the configuration says "
-                f"{config.n_actions}: actor and learner do not play the same game."
-            )
+        self._game_seeds = [game_seed(one) for one in spawned]
         self.network = network_for(config).for_playing()
         self.weights_version = -1
         self.timings = Timings()
-        k, chunk = len(self.games), config.chunk_transitions
-        self.accumulators = [
-            Accumulator(Spec.of(config), max(1, chunk * (i + 1) // k)) for i in range(k)
-        ]
-        self._observations = Observations(k)
-        self.obs = self._observations.obs
-        self.lengths = [0] * k  # of the games in progress
+        self.games: list[Game] = []
+        self.accumulators: list[Accumulator] = []
+        self._observations = Observations(config.envs_per_actor)
+        self.env_steps = 0  # of the first game
+        self.lengths: list[int] = []  # of the games in progress
         self._over: collections.deque[EpisodeStats] = collections.deque()  # not yet reported
-        for i, first_seed in enumerate(game_seeds):
-            beat()
-            self._begin(i, first_seed)
+        self._join()
+
+    @property
+    def obs(self) -> np.ndarray:
+        """[games, STACK, 84, 84] u8, what the network sees, newest frame last."""
+        return self._observations.obs[: len(self.games)]
 
     def load_weights(self, version: int, vector: np.ndarray) -> None:
         load_state_vector(self.network, vector)
@@ -63,6 +54,9 @@ class Player:
 
     def step(self, epsilon: float) -> list[Chunk]:
         """One env step of every game. Returns the chunks that became complete."""
+        if self.env_steps >= joins_after(self.config, len(self.games)):
+            self._join()
+        self.env_steps += 1
         with self.timings.section("infer"):
             actions = epsilon_greedy(self.network, self.obs, epsilon, self.rng)
         chunks: list[Chunk] = []
@@ -92,6 +86,20 @@ class Player:
         """The chunk with the statistics of a finished game that still has to be reported."""
         return with_episode(chunk, self._over.popleft()) if self._over else chunk
 
+    def _join(self) -> None:
+        """One more game begins."""
+        i, config = len(self.games), self.config
+        game = game_for(config, self._game_seeds[i])
+        if game.n_actions != config.n_actions:
+            raise ConfigError(
+                f"{config.env} has {game.n_actions} actions here, the configuration says "
+                f"{config.n_actions}: actor and learner do not play the same game."
+            )
+        self.games.append(game)
+        self.accumulators.append(Accumulator(Spec.of(config)))
+        self.lengths.append(0)
+        self._begin(i, self._game_seeds[i])
+
     def _begin(self, i: int, seed: int | None = None) -> None:
         frame = self.games[i].reset(seed)
         self._observations.begin(i, frame)
@@ -108,6 +116,7 @@ class Player:
             "games": [game.state_dict() for game in self.games],
             "accumulators": [a.state_dict() for a in self.accumulators],
             "obs": self.obs.tobytes(),
+            "env_steps": self.env_steps,
             "lengths": list(self.lengths),
             "over": [dataclasses.astuple(stats) for stats in self._over],
             "weights_version": self.weights_version,
@@ -115,11 +124,22 @@ class Player:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rng.bit_generator.state = state["rng"]
+        while len(self.games) < len(state["games"]):
+            self._join()
         for game, saved in zip(self.games, state["games"], strict=True):
             game.load_state_dict(saved)
         for accumulator, saved in zip(self.accumulators, state["accumulators"], strict=True):
             accumulator.load_state_dict(saved)
         self.obs[:] = np.frombuffer(state["obs"], np.uint8).reshape(self.obs.shape)
+        self.env_steps = state["env_steps"]
         self.lengths = list(state["lengths"])
         self._over.extend(EpisodeStats(*stats) for stats in state["over"])
         self.weights_version = state["weights_version"]
+
+
+def joins_after(config: Config, game: int) -> float:
+    """Env steps of an actor's first game before game number `game`, from 0, begins."""
+    if not game < config.envs_per_actor:
+        return float("inf")
+    fraction = game * config.chunk_transitions // config.envs_per_actor
+    return config.chunk_transitions + config.n_step + fraction if game else 0

@@ -30,6 +30,7 @@ from benchmarks.worker import Worker, versus
 from common.config import Config
 from common.network import network_for
 from common.presets import make_config
+from launch import learner_environment
 
 GAME = "PongNoFrameskip-v4"
 CALLS = 64  # of step() between two looks at the clock
@@ -108,6 +109,8 @@ def unconnected_sides(games: int) -> dict[str, Side]:
     """An actor that keeps its chunks to itself."""
     torch.set_num_threads(1)
     player = Player(greedy(games), [0])
+    while len(player.games) < games:
+        player.step(0.0)
 
     def play() -> int:
         player.step(0.0)
@@ -148,7 +151,12 @@ def other_games(form: Form, peers: Peers) -> list[Row]:
 
 def connected(games: int, actors: int = 1) -> Worker:
     """Real actor processes, and a learner's endpoint and replay in a process of their own."""
-    return Worker("benchmarks.transport:connected_sides", actors=actors, games=games)
+    return Worker(
+        "benchmarks.transport:connected_sides",
+        environment=learner_environment(greedy(games).resolved()),
+        actors=actors,
+        games=games,
+    )
 
 
 def tried(form: Form) -> tuple[int, ...]:

@@ -94,8 +94,9 @@ def connected_sides(actors: int, games: int) -> dict[str, Side]:
     ]
     atexit.register(beats.close)
     deadline = time.monotonic() + 120
-    receiver.welcome()
-    while len(receiver.endpoint.steps_by_actor) < actors:
+    joined = 2 * games * config.chunk_transitions  # by then all games of an actor have joined
+    while sum(n >= joined for n in receiver.endpoint.steps_by_actor.values()) < actors:
+        receiver.welcome()
         receiver.take()
         if any(player.poll() is not None for player in players) or time.monotonic() > deadline:
             raise NotMeasured("the actors did not come up")

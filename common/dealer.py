@@ -93,10 +93,6 @@ class ActorEndpoint:
         fresh, self._fresh = self._fresh, None
         return fresh
 
-    def keep_alive(self) -> None:
-        """Hear and answer, while the caller is busy with something else."""
-        self._receive(0)
-
     def first_weights(self) -> Weights:
         """Wait for the weights to begin with. Raises LearnerGone when none come."""
         while not (weights := self.poll()):

@@ -80,11 +80,14 @@ class DQN(nn.Module):
         """[B, STACK, H, W] u8 -> features [B, width] f32 or bf16.
 
         The scale divides the first layer's weights, which are fewer than the pixels. The mean is
-        taken from the pixels: a bfloat16 holds their distance from it better than their height.
+        taken from the pixels, in whole numbers: these are small, and exact in every type here.
         """
-        mean = self.pixel_mean.expand(1, *self.input_shape)
+        exact, factor = torch.float32, torch.float32
+        if self.in_bfloat16:
+            exact, factor = torch.int16, torch.bfloat16
+        mean = self.pixel_mean.to(exact).expand(1, *self.input_shape)
         obs, mean = (x.contiguous(memory_format=torch.channels_last) for x in (obs, mean))
-        x = obs.float().sub_(mean)
+        x = obs.to(exact).sub_(mean).to(factor)
         with self._rounding(obs.device):
             weight, bias = self.first.weight / self.pixel_scale, self.first_bias.flatten()
             features: Tensor = self.rest(F.conv2d(x, weight, bias, self.first.stride))
@@ -113,11 +116,11 @@ class DQN(nn.Module):
     def standardize(self, frames: Tensor) -> None:
         """Measure the input scaling on `frames` [F, H, W] u8: per-pixel mean, one global scale.
 
-        The scale is the standard deviation of all pixels around their means, at least 1 so that
-        a still picture cannot blow up.
+        The mean is rounded to whole grey levels. The scale is the standard deviation of all pixels
+        around it, at least 1 so that a still picture cannot blow up.
         """
         x = frames.float()
-        mean = x.mean(dim=0)
+        mean = x.mean(dim=0).round()
         self.pixel_mean.copy_(mean)
         self.pixel_scale.copy_((x - mean).pow(2).mean().sqrt().clamp(min=1.0))
 

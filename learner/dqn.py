@@ -68,7 +68,7 @@ class Trainer:
         self.online, self.target = network_for(config), network_for(config)
         for network in (self.online, self.target):
             network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.target.requires_grad_(False)
+        self.target.for_playing().requires_grad_(False)
         self.adam = Adam(self.online.parameters(), config.learning_rate, config.adam_epsilon)
         # What is played: the online network, or a smoothed copy of it.
         self.policy = self.online

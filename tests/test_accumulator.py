@@ -11,9 +11,9 @@ from tests.builders import stamp_of, stamped
 GAMMA = 0.9
 
 
-def play(spec: Spec, length: int, ending: str, first: int | None = None) -> list[Chunk]:
+def play(spec: Spec, length: int, ending: str) -> list[Chunk]:
     """An episode whose step i sees frame i + 1, takes action i % 5, earns i + 1."""
-    accumulator = Accumulator(spec, first)
+    accumulator = Accumulator(spec)
     accumulator.begin(stamped(1))
     chunks = []
     for i in range(length):
@@ -70,10 +70,6 @@ def test_a_long_episode_is_cut_into_full_chunks_that_the_decoder_accepts() -> No
         decoded = decode_chunk(memoryview(encode_chunk(1, 1, chunk)), spec)
         assert (decoded.frames == chunk.frames).all()
         assert (decoded.transitions == chunk.transitions).all()
-
-
-def test_the_first_chunk_may_be_shorter() -> None:
-    assert [len(c) for c in play(Spec(5, 1, GAMMA, 8), 20, "truncated", first=3)] == [3, 8, 8, 1]
 
 
 def test_a_chunk_is_stamped_with_the_weights_of_its_first_action() -> None:

@@ -44,6 +44,8 @@ def actor_sides() -> dict[str, Side]:
     torch.set_num_threads(1)
     config = greedy(Config().envs_per_actor)
     player = Player(config, [0])
+    while len(player.games) < config.envs_per_actor:
+        player.step(EPSILON)
     full = full_chunks(config)
     weights = Weights(1, state_vector(network_for(config)))
     frame = memoryview(messages.encode_weights(weights))

@@ -1,10 +1,10 @@
 """What the simulation is asked: real runs again, many actors, and what would help them."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.measure import ENV_STEPS
@@ -19,7 +19,7 @@ GIGABITS, USUAL_GIGABITS = (10.0, 25.0, 100.0), 25.0
 LATENCIES, USUAL_LATENCY = (0.1e-3, 0.5e-3), 0.1e-3
 LOOPBACK = Network(bytes_per_second=4e9, latency_seconds=20e-6)  # of no account at 4 actors
 CORES_OF_CHECK = 2
-SETTLE_SECONDS, SECONDS = 30.0, 20.0  # of simulated time
+SETTLE_SECONDS, SECONDS = 10.0, 10.0  # of simulated time
 
 # Assumptions, none of them measured.
 GPU_UPDATES = 400.0  # per second; tuning/gpu_run.py expects 250 to 500 and chose the settings
@@ -49,11 +49,10 @@ GPU = Learner("GPU", GPU_SETTINGS, 1 / GPU_UPDATES, gpu=True)
 LEARNERS = (CPU, GPU)
 
 
-@functools.cache
-def settled(scenario: Scenario) -> Result:
+def settled(scenario: Scenario, seconds: float = SECONDS, settle: float = SETTLE_SECONDS) -> Result:
     """After a while. It begins with actors that have run ahead of training as far as they may:
     those that are slower than it lose that lead at once, and the others would gain it slowly."""
-    return simulate(dataclasses.replace(scenario, ahead=1.0), SECONDS, SETTLE_SECONDS)
+    return simulate(dataclasses.replace(scenario, ahead=1.0), seconds, settle)
 
 
 def balance(scenario: Scenario, result: Result) -> float:
@@ -83,19 +82,33 @@ def check(record: dict[str, float], runs: list[Row]) -> list[Row]:
     return rows
 
 
-def crowd(learner: Learner, actors: int, costs: Costs, network: Network, **changes: Any) -> Row:
-    """One scenario, settled, as a row of the study."""
-    scenario = learner.scenario(actors, costs, network, **changes)
-    result = settled(scenario)
-    return {
-        "learner": learner.name,
-        "gigabits": network.bytes_per_second * 8 / 1e9,
-        "latency": network.latency_seconds,
-        **dataclasses.asdict(result),
-        "balance": balance(scenario, result),
-        "limits": capacities(scenario),
-        **price(learner, result),
-    }
+@dataclass(frozen=True)
+class Crowd:
+    """One scenario of a study. changes: to the scenario; remedy: what it tries, if anything."""
+
+    learner: Learner
+    actors: int
+    costs: Costs
+    network: Network
+    changes: dict[str, Any] = field(default_factory=dict)
+    remedy: str = ""
+
+    @property
+    def scenario(self) -> Scenario:
+        return self.learner.scenario(self.actors, self.costs, self.network, **self.changes)
+
+    def row(self, result: Result) -> Row:
+        """As a row of its study."""
+        return {
+            "learner": self.learner.name,
+            "remedy": self.remedy,
+            "gigabits": self.network.bytes_per_second * 8 / 1e9,
+            "latency": self.network.latency_seconds,
+            **dataclasses.asdict(result),
+            "balance": balance(self.scenario, result),
+            "limits": capacities(self.scenario),
+            **price(self.learner, result),
+        }
 
 
 def price(learner: Learner, result: Result) -> Row:
@@ -108,32 +121,42 @@ def price(learner: Learner, result: Result) -> Row:
     return {"hours": hours, "core_hours": hours * cores, "dollars": dollars}
 
 
-def studies(record: dict[str, float]) -> Iterator[tuple[str, list[Row]]]:
-    """Each study by its name, as soon as it is done; all of them as the document shows them."""
+def studies(record: dict[str, float]) -> dict[str, list[Crowd]]:
+    """What each study asks, by its name."""
     costs = Costs.of(record)
     usual = ethernet(USUAL_GIGABITS, USUAL_LATENCY)
-    yield "curve", [crowd(who, n, costs, usual) for who in LEARNERS for n in CURVE]
-    yield (
-        "networks",
-        [
-            crowd(who, n, costs, ethernet(gigabits, USUAL_LATENCY))
+    networks = [ethernet(gigabits, USUAL_LATENCY) for gigabits in GIGABITS]
+    slow = ethernet(USUAL_GIGABITS, LATENCIES[1])
+    secret = Costs.of(with_keys(record))
+    return {
+        "curve": [Crowd(who, n, costs, usual) for who in LEARNERS for n in CURVE],
+        "networks": [
+            Crowd(who, n, costs, network)
             for who in LEARNERS
             for n in CROWDS
-            for gigabits in GIGABITS
+            for network in networks
         ],
-    )
-    slow = ethernet(USUAL_GIGABITS, LATENCIES[1])
-    yield "latency", [crowd(who, n, costs, slow) for who in LEARNERS for n in CROWDS[:2]]
-    secret = Costs.of(with_keys(record))
-    yield "keys", [crowd(who, n, secret, usual) for who in LEARNERS for n in CROWDS[:2]]
-    yield (
-        "remedies",
-        [
-            {"remedy": name, **crowd(GPU, n, remedy(costs), usual, **changes)}
+        "latency": [Crowd(who, n, costs, slow) for who in LEARNERS for n in CROWDS[:2]],
+        "keys": [Crowd(who, n, secret, usual) for who in LEARNERS for n in CROWDS[:2]],
+        "remedies": [
+            Crowd(GPU, n, remedy(costs), usual, changes, name)
             for n in CROWDS[1:]
             for name, remedy, changes in REMEDIES
         ],
-    )
+    }
+
+
+def answers(asked: dict[str, list[Crowd]]) -> Iterator[tuple[str, list[Row]]]:
+    """Each study's rows, as soon as they are there; on all cores, what they share only once."""
+    with ProcessPoolExecutor() as pool:
+        every = {crowd.scenario: None for crowds in asked.values() for crowd in crowds}
+        largest_first = sorted(every, key=lambda scenario: -scenario.actors)
+        running = {
+            scenario: pool.submit(settled, scenario, SECONDS, SETTLE_SECONDS)
+            for scenario in largest_first
+        }
+        for name, crowds in asked.items():
+            yield name, [crowd.row(running[crowd.scenario].result()) for crowd in crowds]
 
 
 def half_precision(costs: Costs) -> Costs:

@@ -35,6 +35,7 @@ from common.messages import (
 )
 from common.sessions import Session, Sessions
 
+_SEARCH_SECONDS = 1.0  # between two searches, through all of them, for silent actors
 _AWAY_SECONDS = 5.0  # a turn that should take one second and took so long: we were stopped
 _REPLACED = "this actor was silent too long, or another with its number took its place"
 
@@ -188,7 +189,7 @@ class LearnerEndpoint:
             poller = zmq.Poller()
             poller.register(self._router, zmq.POLLIN)
             poller.register(self._wake_reader.fileno(), zmq.POLLIN)
-            looked = time.monotonic()
+            looked = searched = time.monotonic()
             while not self._stopping:
                 ready = dict(poller.poll(1000))
                 before, looked = looked, time.monotonic()
@@ -197,8 +198,9 @@ class LearnerEndpoint:
                 if self._wake_reader.fileno() in ready:
                     self._wake_reader.recv(4096)
                     self._announce()
-                if self._router not in ready or self._receive_all():
-                    # Only once everything they said has been heard.
+                all_heard = self._router not in ready or self._receive_all()
+                if all_heard and looked - searched >= _SEARCH_SECONDS:
+                    searched = looked
                     self._sessions.fence_silent(time.monotonic() - self._silent_seconds)
                 self._grant()
             for session in self._sessions:
@@ -303,7 +305,7 @@ class LearnerEndpoint:
                 self._reject(session.route, session.id, f"a chunk was refused: {error}", MISMATCH)
                 self._sessions.fence(session)
                 raise
-            session.acked_seq = header.seq
+            self._sessions.took(session)
             self._taken += len(chunk)
             self.stats.chunks += 1
             self.stats.bytes_in += len(frame)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Session:
-    """One life of one actor. Chunks up to acked_seq are taken, up to granted_seq may be sent."""
+    """One life of one actor. Chunks up to acked_seq are taken, up to granted_seq may be sent; only
+    `Sessions` counts them up."""
 
     id: int
     actor_id: int
@@ -50,8 +51,14 @@ class Sessions:
 
     def __init__(self, chunk_transitions: int, window_chunks: int) -> None:
         self.restarts = 0  # actors that came back with a new session
-        self._chunk_transitions, self._window_chunks = chunk_transitions, window_chunks
-        self._live: dict[int, Session] = {}  # in the order in which they were last granted
+        self._chunk_transitions = chunk_transitions
+        self._live: dict[int, Session] = {}
+        self._of_actor: dict[int, Session] = {}
+        # By the chunks they are owed, the longest so first: whose turn it is costs no search.
+        self._owed: list[collections.OrderedDict[int, Session]] = [
+            collections.OrderedDict() for _ in range(window_chunks + 1)
+        ]
+        self._owed_chunks = 0
         self._fenced: collections.deque[int] = collections.deque(maxlen=4096)
         self._seen_actors: set[int] = set()
         self.demand = self._look()  # as the last `grant` left it
@@ -70,17 +77,27 @@ class Sessions:
 
     def open(self, session_id: int, actor_id: int, route: bytes, user: str) -> Session:
         """A new life of an actor; the one before, if it still counts, is fenced."""
-        for old in self:
-            if old.actor_id == actor_id:
-                self.fence(old)
+        if old := self._of_actor.get(actor_id):
+            self.fence(old)
         self.restarts += actor_id in self._seen_actors
         self._seen_actors.add(actor_id)
-        self._live[session_id] = session = Session(session_id, actor_id, route, user)
+        session = Session(session_id, actor_id, route, user)
+        self._live[session_id] = self._of_actor[actor_id] = session
+        self._owed[0][session_id] = session
         return session
+
+    def took(self, session: Session) -> None:
+        """The next of its granted chunks has arrived."""
+        del self._owed[session.owed][session.id]
+        session.acked_seq += 1
+        self._owed[session.owed][session.id] = session
+        self._owed_chunks -= 1
 
     def fence(self, session: Session) -> None:
         """It ends: its unused credit returns, its late chunks are refused."""
-        del self._live[session.id]
+        del self._live[session.id], self._of_actor[session.actor_id]
+        del self._owed[session.owed][session.id]
+        self._owed_chunks -= session.owed
         self._fenced.append(session.id)
 
     def fence_silent(self, since: float) -> None:
@@ -103,16 +120,16 @@ class Sessions:
         """
         woken: list[Session] = []
         while (demand := self._look()).met_by(transitions):
-            hungry = (s for s in self._live.values() if s.owed < self._window_chunks)
-            session = min(hungry, key=lambda s: s.owed)
+            neediest = next(owed for owed in self._owed if owed)
+            _, session = neediest.popitem(last=False)
             if not session.owed:
                 woken.append(session)
             session.granted_seq += 1
-            self._live[session.id] = self._live.pop(session.id)
+            self._owed[session.owed][session.id] = session
+            self._owed_chunks += 1
         self.demand = demand
         return woken
 
     def _look(self) -> Demand:
-        owed = [session.owed for session in self._live.values()]
-        least = min(owed, default=self._window_chunks)
-        return Demand(self._chunk_transitions, sum(owed), least < self._window_chunks, least == 0)
+        starving, hungry = bool(self._owed[0]), any(self._owed[:-1])
+        return Demand(self._chunk_transitions, self._owed_chunks, hungry, starving)

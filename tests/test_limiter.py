@@ -58,7 +58,7 @@ def test_no_accepted_setting_deadlocks_and_the_bounds_hold(
         may_sample = limiter.may_sample(inserted, sampled)
         assert sending or may_sample, "deadlock"
         if sending and (not may_sample or rng.random() < 0.5):
-            sending[rng.integers(len(sending))].acked_seq += 1
+            sessions.took(sending[rng.integers(len(sending))])
             inserted += int(rng.integers(1, chunk + 1)) if rng.random() < 0.3 else chunk
         else:
             sampled += batch

@@ -1,8 +1,7 @@
-"""The scaling study: its simulation against arithmetic, its credit against the learner's own."""
+"""The scaling study: its simulation against arithmetic."""
 
 import dataclasses
 import json
-import random
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,7 +11,6 @@ import pytest
 from benchmarks.measure import ENV_STEPS, UPDATES
 from benchmarks.scaling import __main__ as scaling
 from benchmarks.scaling import studies, tables
-from benchmarks.scaling.credit import Credit
 from benchmarks.scaling.events import Clock, Line, Shared
 from benchmarks.scaling.scenario import Costs, Network, Scenario, preset
 from benchmarks.scaling.simulation import (
@@ -26,7 +24,6 @@ from benchmarks.scaling.simulation import (
 )
 from benchmarks.scaling.studies import balance, settled
 from common.config import Config
-from common.sessions import Sessions
 
 FREE = Costs(**{field.name: 0.0 for field in dataclasses.fields(Costs)})
 STEP = 1 / 1024  # seconds; a power of two, so that sums are exact
@@ -110,24 +107,6 @@ def test_a_line_works_in_order_and_what_is_cleared_never_happens() -> None:
     assert done[2:] == [("d", 3.5)]
 
 
-def test_credit_is_what_the_learners_own_book_gives() -> None:
-    actors, window, random_ = 7, 3, random.Random(0)
-    ours, theirs = Credit(actors, CHUNK, window), Sessions(CHUNK, window)
-    sessions = [theirs.open(i, i, b"", "") for i in range(actors)]
-    taken, limit = 0, 0.0
-    for _ in range(3_000):
-        limit += random_.choice([0, 0, 10, 64, 300])
-        woken, _ = ours.grant(limit - taken)
-        assert [s.actor_id for s in theirs.grant(limit - taken)] == [a.actor for a in woken]
-        granted = [account.granted_seq for account in ours.accounts]
-        assert granted == [session.granted_seq for session in sessions]
-        if owing := [i for i in range(actors) if ours.accounts[i].owed]:
-            i = random_.choice(owing)
-            ours.taken(ours.accounts[i])
-            sessions[i].acked_seq += 1
-            taken += CHUNK
-
-
 # -- whole runs -----------------------------------------------------------------------------------
 
 
@@ -189,15 +168,15 @@ def test_credit_is_never_exceeded_and_nothing_is_lost(update_seconds: float) -> 
     start = run.router.taken
     for second in range(1, 41):
         run.clock.run(until=second / 2)
-        owed = sum(account.owed for account in run.credit.accounts)
-        assert owed == run.credit.owed
+        owed = sum(session.owed for session in run.sessions)
+        assert owed == run.sessions.demand.owed_chunks
         assert run.router.taken + CHUNK * owed <= run.router.insert_limit + CHUNK
-        for actor, account in zip(run.actors, run.credit.accounts, strict=True):
-            assert 0 <= account.owed <= Config().window_chunks
-            assert actor.acked <= account.acked_seq <= actor.sent <= actor.granted
-            assert actor.granted <= account.granted_seq
+        for actor, session in zip(run.actors, run.sessions, strict=True):
+            assert 0 <= session.owed <= Config().window_chunks
+            assert actor.acked <= session.acked_seq <= actor.sent <= actor.granted
+            assert actor.granted <= session.granted_seq
         assert run.produced == sum(actor.seq for actor in run.actors)
-        assert run.router.taken - start == CHUNK * sum(a.acked_seq for a in run.credit.accounts)
+        assert run.router.taken - start == CHUNK * sum(s.acked_seq for s in run.sessions)
         assert run.trainer.inserted <= run.router.taken
     assert run.trainer.stored > 100
 

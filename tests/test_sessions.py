@@ -27,7 +27,7 @@ def test_a_remainder_smaller_than_a_chunk_is_granted_once_nothing_is_under_way()
     assert len(sessions.grant(15)) == 1
     assert sessions.grant(15) == []
     (busy,) = [s for s in sessions if s.owed]
-    busy.acked_seq += 1
+    sessions.took(busy)
     assert len(sessions.grant(5)) == 1
     assert sessions.grant(0) == []
 
@@ -87,7 +87,7 @@ def test_what_is_taken_stays_within_the_limit_and_always_reaches_it(
         elif move[0] == "arrives":
             session = live[int(str(move[1])) % actors]
             if session.owed:
-                session.acked_seq += 1
+                sessions.took(session)
                 taken += min(chunk, int(str(move[2])))
         else:
             next_id += 1
@@ -117,7 +117,7 @@ def test_scarce_credit_is_shared_fairly(actors: int, scarce: int) -> None:
         sessions.grant(scarce)
         for session in sessions:
             if session.owed:
-                session.acked_seq += 1
+                sessions.took(session)
                 taken += 1
     served = [s.acked_seq for s in sessions]
     assert min(served) >= 0.5 * max(served)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks.scaling.credit import Account
 from benchmarks.scaling.events import Line
+from common.sessions import Session
 
 if TYPE_CHECKING:
     from benchmarks.scaling.simulation import Run
@@ -74,8 +74,8 @@ class Link:
 class Actor:
     """actors/actor.py and common/dealer.py: play, send, wait for credit, take weights."""
 
-    def __init__(self, run: Run, account: Account) -> None:
-        self.run, self.account = run, account  # the account is the learner's, never read here
+    def __init__(self, run: Run, session: Session) -> None:
+        self.run, self.session = run, session  # the session is the learner's, never read here
         self.costs, self._window = run.scenario.costs, run.scenario.config.window_chunks
         self.link = Link(run)
         self.seq = self.acked = self.granted = self.sent = 0

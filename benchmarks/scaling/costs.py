@@ -26,11 +26,9 @@ from common import messages
 from common.config import FRAME_SHAPE, Config
 from common.messages import Chunk, Spec, Weights
 from common.network import network_for, state_size, state_vector
-from common.sessions import Session, Sessions
 from launch import learner_environment
 from learner.learner import Learner
 
-SESSIONS = (1_000, 10_000)
 EPSILON = 0.05
 TCP_AND_ETHERNET = 1538 / 1448  # bytes on the wire for a full packet's bytes of a message
 MESSAGE_BYTES = 200.0  # on the wire, of an acknowledgement with its frame: some 100 are headers
@@ -122,51 +120,6 @@ def training() -> Config:
     return learning(preset.batch_size, preset.network, threads=1)
 
 
-# -- sides: credit --------------------------------------------------------------------------------
-
-
-def credit_sides() -> dict[str, Side]:
-    """CPU seconds per open session of looking at credit, of granting a chunk, of fencing."""
-    sides: dict[str, Side] = {}
-    for count in SESSIONS:
-        sessions, all_granted = full_book(count)
-        one = next(iter(sessions))
-
-        def look(seconds: float, sessions: Sessions = sessions) -> float:
-            return cpu_each(lambda: sessions.grant(0.0), seconds) / len(sessions)
-
-        def fence(seconds: float, sessions: Sessions = sessions) -> float:
-            return cpu_each(lambda: sessions.fence_silent(0.0), seconds) / len(sessions)
-
-        def grant(
-            seconds: float,
-            sessions: Sessions = sessions,
-            one: Session = one,
-            all_granted: float = all_granted,
-        ) -> float:
-            def take_one_and_grant_one() -> None:
-                one.acked_seq += 1
-                sessions.grant(all_granted)
-
-            return cpu_each(take_one_and_grant_one, seconds) / len(sessions)
-
-        sides |= {f"look {count}": look, f"grant {count}": grant, f"fence {count}": fence}
-    return sides
-
-
-def full_book(count: int) -> tuple[Sessions, float]:
-    """Sessions that hold all the credit that the default tolerance has for so many, and how much
-    that is, in transitions."""
-    config = Config()
-    sessions = Sessions(config.chunk_transitions, config.window_chunks)
-    for i in range(count):
-        sessions.open(i, i, b"", "")
-    all_granted = count * config.envs_per_actor / 2 * config.chunk_transitions
-    for session in sessions:
-        session.granted_seq = config.envs_per_actor // 2
-    return sessions, all_granted
-
-
 # -- all of it ------------------------------------------------------------------------------------
 
 
@@ -175,8 +128,6 @@ def measure(rounds: int, seconds: float) -> tuple[Figures, dict[str, list[float]
     seen = acting_and_training(rounds, seconds)
     seen |= {f"{name}, no keys": f for name, f in transport(rounds, keys=False).items()}
     seen |= {f"{name}, keys": f for name, f in transport(rounds, keys=True).items()}
-    with Worker("benchmarks.scaling.costs:credit_sides") as book:
-        seen |= alternate(book.sides, rounds, seconds)
     typical = {name: statistics.median(figures) for name, figures in seen.items()}
     return costs(typical) | more(typical), seen
 
@@ -217,7 +168,6 @@ def costs(seen: Figures) -> Figures:
         return seen[f"{name}, no keys"]
 
     encode = seen["encode_weights, alone"] / SENDERS  # each of them is sent the same bytes
-    look, grant, fence = (credit(seen, name) for name in ("look", "grant", "fence"))
     return {
         "actor_step": 1 / seen["step, beside"],
         "actor_chunk": seen["encode, alone"] + of("chunk: process"),
@@ -227,9 +177,6 @@ def costs(seen: Figures) -> Figures:
         "router_ack": of("announcement: router"),
         "router_weights": max(0.0, of("version: router") - of("announcement: router") - encode),
         "router_encode": seen["encode_weights, alone"],
-        "router_look": look,
-        "router_grant": max(0.0, grant - look),
-        "router_fence": fence,
         "io_chunk": of("chunk: io"),
         "io_weights": of("version: io"),
         "io_message": of("ping: io") / 2,
@@ -266,11 +213,6 @@ def more(seen: Figures) -> Figures:
         "encode": seen["encode, alone"],
         "load": seen["load, alone"],
     }
-
-
-def credit(seen: Figures, name: str) -> float:
-    """Per session, the mean of the numbers of sessions that were tried."""
-    return statistics.mean(seen[f"{name} {count}"] for count in SESSIONS)
 
 
 def wire_sizes(config: Config) -> tuple[int, int]:

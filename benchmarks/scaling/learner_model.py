@@ -79,9 +79,7 @@ class Router:
             handle = self._messages.popleft()
             self._work(self._cost(handle), partial(self._handled, handle))
             return
-        costs, sessions = self._costs, len(self.run.actors)
-        fence = 0.0 if self._messages else costs.router_fence
-        self._work(sessions * (fence + costs.router_look), self._turned)
+        self._turned()
 
     def _handled(self, handle: partial[None]) -> None:
         handle()
@@ -111,23 +109,22 @@ class Router:
     # -- what a message does, when it has been paid for -------------------------------------------
 
     def chunk(self, actor: Actor, seq: int) -> None:
-        account = actor.account
-        if account.acked_seq < seq <= account.granted_seq and seq == account.acked_seq + 1:
-            self.run.credit.taken(account)
+        session = actor.session
+        if session.acked_seq < seq <= session.granted_seq and seq == session.acked_seq + 1:
+            self.run.sessions.took(session)
             self.taken += self.run.chunk
             self.run.trainer.arrived()
-            self._owing += len(self.run.actors) * self._costs.router_look
             self._grant()
         else:
-            self.run.duplicates += seq <= account.acked_seq
+            self.run.duplicates += seq <= session.acked_seq
         self.ack(actor)
 
     def ping(self, actor: Actor) -> None:
         self.ack(actor)
 
     def hello(self, actor: Actor) -> None:
-        account = actor.account
-        acked, granted = account.acked_seq, account.granted_seq
+        session = actor.session
+        acked, granted = session.acked_seq, session.granted_seq
         answer = partial(actor.hear_welcome, acked, granted, self.version)
         self._send(actor, self._costs.message_bytes, answer, small=True)
 
@@ -140,19 +137,18 @@ class Router:
         self._send(actor, self._costs.message_bytes, self._answer(actor), small=True)
 
     def _answer(self, actor: Actor) -> partial[None]:
-        account = actor.account
-        return partial(actor.hear_ack, account.acked_seq, account.granted_seq, self.version)
+        session = actor.session
+        return partial(actor.hear_ack, session.acked_seq, session.granted_seq, self.version)
 
     def _send(self, actor: Actor, size: float, answer: partial[None], *, small: bool) -> None:
         io_seconds = self._costs.io_message if small else self._costs.io_weights
         self.run.dropped += not actor.link.to_actor(size, io_seconds, answer)
 
     def _grant(self) -> None:
-        costs, sessions = self._costs, len(self.run.actors)
-        woken, granted = self.run.credit.grant(self.insert_limit - self.taken)
-        self._owing += granted * sessions * costs.router_grant + len(woken) * costs.router_ack
-        for account in woken:
-            self.ack(self.run.actors[account.actor])
+        woken = self.run.sessions.grant(self.insert_limit - self.taken)
+        self._owing += len(woken) * self._costs.router_ack
+        for session in woken:
+            self.ack(self.run.actors[session.actor_id])
 
 
 class Trainer:
@@ -212,7 +208,8 @@ class Trainer:
             self._published = now
             self.run.versions.append((now, self.updates))
         router.insert_limit = self.insert_limit()
-        if publishes or self.run.credit.wakes(router.insert_limit - router.taken):
+        demand = self.run.sessions.demand
+        if publishes or (demand.starving and demand.met_by(router.insert_limit - router.taken)):
             router.wake()
         self._turn()
 

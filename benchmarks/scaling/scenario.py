@@ -23,7 +23,7 @@ class Costs:
     actor_weights: float
     """Receive, check and load a version of the weights, ZeroMQ's thread included."""
     router_chunk: float
-    """The transport thread: receive, check and acknowledge a chunk, few sessions being open."""
+    """The transport thread: receive, check and acknowledge a chunk, grant the next."""
     router_ping: float
     """Answer a small message with an acknowledgement."""
     router_ack: float
@@ -32,12 +32,6 @@ class Costs:
     """Take one actor's request for weights and hand them to ZeroMQ."""
     router_encode: float
     """Encode a version, once."""
-    router_look: float
-    """Per open session, each time credit is looked at: `Sessions.grant` that grants nothing."""
-    router_grant: float
-    """Per open session, on top, for each chunk granted."""
-    router_fence: float
-    """Per open session, once everything that arrived was heard: `Sessions.fence_silent`."""
     io_chunk: float
     io_weights: float
     io_message: float

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.scaling.actor_model import Actor
-from benchmarks.scaling.credit import Credit
 from benchmarks.scaling.events import Action, Clock, Shared
 from benchmarks.scaling.learner_model import Router, Trainer
 from benchmarks.scaling.scenario import Scenario
+from common.sessions import Sessions
 
 
 class Run:
@@ -40,9 +40,11 @@ class Run:
             self.actor_cores = Shared(self.clock, scenario.actors, each=1.0)
             self.io, learner = Shared(self.clock, 1.0), Shared(self.clock, 2.0, each=1.0)
         self.versions = [(0.0, 0)]
-        self.credit = Credit(scenario.actors, self.chunk, config.window_chunks)
+        self.sessions = Sessions(self.chunk, config.window_chunks)
         self.trainer, self.router = Trainer(self, learner), Router(self, learner)
-        self.actors = [Actor(self, account) for account in self.credit.accounts]
+        self.actors = [
+            Actor(self, self.sessions.open(i, i, b"", "")) for i in range(scenario.actors)
+        ]
         self.gathering: list[partial[None]] | None = None
         self.produced = 0  # chunks
         self.resent = self.duplicates = self.dropped = self.reconnects = 0
@@ -99,10 +101,10 @@ class Run:
             trainer.inserted = scenario.config.learning_starts_transitions + int(ahead)
         self.router.taken = trainer.inserted
         self.router.insert_limit = trainer.insert_limit()
-        self.credit.grant(self.router.insert_limit - self.router.taken)
+        self.sessions.grant(self.router.insert_limit - self.router.taken)
         step = self.chunk * scenario.costs.actor_step / scenario.actors
         for i, actor in enumerate(self.actors):
-            actor.granted = actor.account.granted_seq
+            actor.granted = actor.session.granted_seq
             self.clock.at(i * step, actor.start)
         trainer.begin()
 
@@ -197,12 +199,11 @@ def capacities(scenario: Scenario) -> dict[str, float]:
     chunk, bandwidth = config.chunk_transitions, scenario.network.bytes_per_second
     updates = config.samples_per_insert / config.batch_size if scenario.learning else 0.0
     copies = actors * updates / config.publish_period_updates  # of the weights, per env step
-    router = costs.router_chunk + actors * (costs.router_look + costs.router_grant)
     work = {  # of one env step, in what the part does once per second
         ACTORS: (costs.actor_step + costs.actor_chunk / chunk) / actors,
         LINK_IN: costs.chunk_bytes / chunk / bandwidth,
         IO: (costs.io_chunk + costs.io_message) / chunk + copies * costs.io_weights,
-        ROUTER: router / chunk + copies * (costs.router_weights + costs.router_ack),
+        ROUTER: costs.router_chunk / chunk + copies * (costs.router_weights + costs.router_ack),
         TRAINING: costs.store / chunk + updates * costs.update,
         LINK_OUT: (costs.message_bytes / chunk + copies * costs.weights_bytes) / bandwidth,
     }

@@ -171,11 +171,6 @@ def relayed(costs: Costs) -> Costs:
     return dataclasses.replace(costs, **fewer)
 
 
-def quick_credit(costs: Costs) -> Costs:
-    """Whom to grant next is known without looking through all sessions."""
-    return dataclasses.replace(costs, router_look=0.0, router_grant=0.0, router_fence=0.0)
-
-
 def sharded(costs: Costs) -> Costs:
     """Several processes take chunks in: sockets, checksums and storing in parallel."""
     fewer = {name: getattr(costs, name) / SHARDS for name in INGEST}
@@ -186,12 +181,8 @@ def unchanged(costs: Costs) -> Costs:
     return costs
 
 
-def relayed_and_quick(costs: Costs) -> Costs:
-    return relayed(quick_credit(costs))
-
-
 def everything(costs: Costs) -> Costs:
-    return sharded(relayed_and_quick(costs))
+    return sharded(relayed(costs))
 
 
 MACHINE, SHARDS, SECONDS_PER_VERSION = 64, 4, 2.0
@@ -203,6 +194,5 @@ REMEDIES: list[tuple[str, Callable[[Costs], Costs], dict[str, Any]]] = [
     ("weights in half precision", half_precision, {}),
     (f"a version every {SECONDS_PER_VERSION:g} s", unchanged, SELDOM),
     (f"a relay for {MACHINE} actors", relayed, {}),
-    ("a relay, and credit without looking at all", relayed_and_quick, {}),
     (f"all of that, and {SHARDS} ingest processes", everything, SELDOM),
 ]

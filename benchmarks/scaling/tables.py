@@ -28,9 +28,6 @@ COSTS = [  # name in the record, what it is, whose time
     ("io_weights", "write one copy of the weights to a socket", "ZeroMQ"),
     ("io_weights with keys", "the same, encrypted", "ZeroMQ"),
     ("io_message", "read or write a small message", "ZeroMQ"),
-    ("router_look", "look at credit, per open session", "transport, twice a chunk"),
-    ("router_grant", "grant a chunk, on top, per open session", "transport, once a chunk"),
-    ("router_fence", "look for silent sessions, per open session", "transport, when idle"),
 ]
 
 

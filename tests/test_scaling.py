@@ -162,7 +162,12 @@ def test_fast_training_waits_for_data_and_keeps_the_ratio_too() -> None:
 @pytest.mark.parametrize("update_seconds", [1e-3, 0.05])
 def test_credit_is_never_exceeded_and_nothing_is_lost(update_seconds: float) -> None:
     costs = dataclasses.replace(
-        PLAYING, update=update_seconds, chunk_bytes=5e5, weights_bytes=3e6, message_bytes=100.0
+        PLAYING,
+        update=update_seconds,
+        router_ack=2e-5,
+        chunk_bytes=5e5,
+        weights_bytes=3e6,
+        message_bytes=100.0,
     )
     run = Run(training(24, costs, Network(50e6, 1e-3)))
     start = run.router.taken

@@ -79,7 +79,10 @@ class Router:
             handle = self._messages.popleft()
             self._work(self._cost(handle), partial(self._handled, handle))
             return
-        self._turned()
+        if self._owing:
+            self._work(0.0, self._turned)
+        else:
+            self._turned()
 
     def _handled(self, handle: partial[None]) -> None:
         handle()

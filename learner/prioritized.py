@@ -1,58 +1,59 @@
 """Proportional prioritized sampling (Schaul et al. 2016) behind the replay's Sampler interface."""
 
-import itertools
 from typing import Any
 
 import numpy as np
 
 
 class SumTree:
-    """Non-negative priorities of `capacity` leaves; prefix sums answer draws in log time.
+    """Non-negative priorities of `capacity` leaves, and the prefix sums that answer draws.
 
-    Every node has BRANCHES children, so that few levels do: all operations take arrays, and are a
-    handful of array operations per level, whatever their length.
+    Two levels do: the leaves in blocks, and the blocks' sums, which are added up anew for every
+    draw. All operations take arrays and are a few array operations, whatever their length: after
+    an update has emptied the caches it is their number that costs.
     """
 
-    BRANCHES = 16
+    BLOCK = 64
 
     def __init__(self, capacity: int) -> None:
-        # From the leaves up: [n, BRANCHES], row i belongs to node i of the level above.
-        self.levels = [np.zeros((-(-capacity // self.BRANCHES), self.BRANCHES))]
-        while (nodes := len(self.levels[-1])) > 1:
-            self.levels.append(np.zeros((-(-nodes // self.BRANCHES), self.BRANCHES)))
+        self.leaves = np.zeros((-(-capacity // self.BLOCK), self.BLOCK))
+        self.sums = np.zeros(len(self.leaves))
+        self._ends = np.zeros(len(self.leaves) + 1)  # before each block, and after the last
 
     @property
     def total(self) -> float:
-        return float(self.levels[-1].sum())
+        return float(self.sums.sum())
 
     @property
     def bytes(self) -> int:
-        return sum(level.nbytes for level in self.levels)
+        return self.leaves.nbytes + self.sums.nbytes + self._ends.nbytes
 
     def set(self, leaves: np.ndarray, priorities: np.ndarray) -> None:
         """Where a leaf is named twice the last priority counts."""
-        self.levels[0].reshape(-1)[leaves] = priorities
-        at = leaves
-        for below, above in itertools.pairwise(self.levels):
-            at = at // self.BRANCHES  # to sum a common parent twice costs less than to find it out
-            above.reshape(-1)[at] = below.take(at, axis=0).sum(axis=1)
+        self.leaves.reshape(-1)[leaves] = priorities
+        if len(leaves) < len(self.sums):
+            blocks = leaves // self.BLOCK  # to add one up twice costs less than to find it out
+            self.sums[blocks] = self.leaves.take(blocks, axis=0).sum(axis=1)
+        else:
+            self.leaves.sum(axis=1, out=self.sums)
 
     def get(self, leaves: np.ndarray) -> np.ndarray:
-        priorities: np.ndarray = self.levels[0].reshape(-1)[leaves]
+        priorities: np.ndarray = self.leaves.reshape(-1)[leaves]
         return priorities
 
     def find(self, prefix_sums: np.ndarray) -> np.ndarray:
-        """Leaf in whose share of [0, total) each prefix sum falls; [B] f64 -> [B] i64."""
-        at, every = np.zeros(len(prefix_sums), np.int64), np.arange(len(prefix_sums))
-        rest = prefix_sums
-        for level in reversed(self.levels):
-            sums = level.take(at, axis=0).cumsum(axis=1)
-            # Below the sum of all: a branch that is empty is never entered, however rounding goes.
-            rest = np.minimum(rest, np.nextafter(sums[:, -1], 0.0))
-            child = (sums > rest[:, np.newaxis]).argmax(axis=1)  # the first
-            rest = rest - sums[every, child - 1] * (child > 0)
-            at = at * self.BRANCHES + child
-        return at
+        """Leaf in whose share of [0, total) each prefix sum falls; [B] f64 -> [B] i64.
+
+        What is empty is never found, however sums round: each is kept below the end of its level.
+        """
+        ends = self._ends[1:]
+        self.sums.cumsum(out=ends)
+        sums = np.minimum(prefix_sums, np.nextafter(ends[-1], 0.0))
+        block = ends.searchsorted(sums, side="right")
+        inner = self.leaves.take(block, axis=0).cumsum(axis=1)
+        rest = np.minimum(sums - self._ends[block], np.nextafter(inner[:, -1], 0.0))
+        found: np.ndarray = block * self.BLOCK + (inner > rest[:, np.newaxis]).argmax(axis=1)
+        return found
 
 
 class PrioritizedSampler:
@@ -79,8 +80,9 @@ class PrioritizedSampler:
 
     def sample(self, first_id: int, end_id: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         shares = (np.arange(count) + self.rng.random(count)) / count
-        at = self.tree.find(shares * self.tree.total)
-        probability = self.tree.get(at) / self.tree.total
+        total = self.tree.total
+        at = self.tree.find(shares * total)
+        probability = self.tree.get(at) / total
         weights = ((end_id - first_id) * probability) ** -self.beta
         ids = first_id + (at - first_id) % self.capacity
         return ids, (weights / weights.max()).astype(np.float32)

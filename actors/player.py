@@ -141,5 +141,5 @@ def joins_after(config: Config, game: int) -> float:
     """Env steps of an actor's first game before game number `game`, from 0, begins."""
     if not game < config.envs_per_actor:
         return float("inf")
-    fraction = game * config.chunk_transitions // config.envs_per_actor
-    return config.chunk_transitions + config.n_step + fraction if game else 0
+    chunk = config.chunk_transitions
+    return 2 * chunk + game * chunk // config.envs_per_actor if game else 0

@@ -89,7 +89,12 @@ def connected_sides(actors: int, games: int) -> dict[str, Side]:
     receiver = Receiver(config, folder)
     words = ["actor", str(folder), str(os.getpid())]
     players = [
-        subprocess.Popen(command([*words, str(i), "0"]), cwd=ROOT, stdout=subprocess.DEVNULL)
+        subprocess.Popen(
+            command([*words, str(i), "0"]),
+            cwd=ROOT,
+            env=actor_environment(config),
+            stdout=subprocess.DEVNULL,
+        )
         for i in range(actors)
     ]
     atexit.register(beats.close)
@@ -100,7 +105,15 @@ def connected_sides(actors: int, games: int) -> dict[str, Side]:
         receiver.take()
         if any(player.poll() is not None for player in players) or time.monotonic() > deadline:
             raise NotMeasured("the actors did not come up")
+    while receiver.take(QUIET_SECONDS):
+        pass
     return {"arrive": receiver.arrive}
+
+
+def actor_environment(config: Config) -> dict[str, str]:
+    """This process's own, less what it has because it is a learner's."""
+    others = {n: v for n, v in os.environ.items() if n not in learner_environment(config)}
+    return others | {"OMP_NUM_THREADS": "1"}
 
 
 def temporary_folder() -> Path:

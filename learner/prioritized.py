@@ -42,7 +42,9 @@ class SumTree:
         return priorities
 
     def find(self, prefix_sums: np.ndarray) -> np.ndarray:
-        """Leaf in whose share of [0, total) each prefix sum falls; [B] f64 -> [B] i64.
+        """Leaf in whose share of [0, total), which is not empty, each prefix sum falls.
+
+        prefix_sums: [B] f64 -> [B] i64.
 
         What is empty is never found, however sums round: each is kept below the end of its level.
         """

@@ -11,8 +11,8 @@ from tests.builders import config
 CHUNK, N_STEP = 16, 3
 
 
-def player(games: int, seed: int = 1) -> Player:
-    return Player(config(envs_per_actor=games, chunk_transitions=CHUNK, n_step=N_STEP), [seed])
+def player(games: int, n_step: int = N_STEP) -> Player:
+    return Player(config(envs_per_actor=games, chunk_transitions=CHUNK, n_step=n_step), [1])
 
 
 def test_the_first_chunk_is_made_before_a_second_game_is_loaded() -> None:
@@ -36,11 +36,13 @@ def test_all_games_join_one_at_a_time(games: int) -> None:
     assert playing.obs.shape[0] == games
 
 
-def test_chunks_of_different_games_do_not_arrive_in_bursts() -> None:
-    playing = player(games=4)
-    counts = [len(playing.step(1.0)) for _ in range(55)]  # Catch's games have 60 env steps
+@pytest.mark.parametrize("n_step", [1, 3, CHUNK // 4])
+def test_chunks_of_different_games_arrive_a_fraction_of_a_chunk_apart(n_step: int) -> None:
+    playing = player(4, n_step)
+    counts = [len(playing.step(1.0)) for _ in range(59)]  # Catch's games have 60 env steps
+    arrivals = np.flatnonzero(counts)
     assert max(counts) == 1
-    assert sum(counts) >= 6
+    assert (np.diff(arrivals[-3:]) == CHUNK // 4).all()
 
 
 @pytest.mark.parametrize("saved_after", [5, CHUNK + N_STEP + 6, 60])

@@ -6,16 +6,27 @@ from hypothesis import strategies as st
 
 from learner.prioritized import PrioritizedSampler, SumTree
 
+writes_of_several = st.lists(
+    st.lists(st.tuples(st.integers(0, 999), st.integers(0, 10)), min_size=1, max_size=9),
+    min_size=1,
+    max_size=20,
+)
+
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 36), st.floats(0, 10)), min_size=1, max_size=60))
-def test_the_tree_equals_a_plain_array(writes: list[tuple[int, float]]) -> None:
-    tree, plain = SumTree(37), np.zeros(37)
-    for leaf, priority in writes:
-        tree.set(np.array([leaf]), np.array([priority]))
-        plain[leaf] = priority
-        assert np.allclose(tree.get(np.arange(37)), plain)
-        assert np.isclose(tree.total, plain.sum())
+@given(writes_of_several)
+def test_the_tree_equals_a_plain_array(writes: list[list[tuple[int, int]]]) -> None:
+    tree, plain = SumTree(1_000), np.zeros(1_000)
+    for write in writes:
+        leaves, priorities = np.array(write).T
+        tree.set(leaves, priorities.astype(np.float64))
+        for leaf, priority in write:
+            plain[leaf] = priority
+        assert (tree.get(np.arange(1_000)) == plain).all()
+        assert tree.total == plain.sum()
+        draws = np.arange(plain.sum())
+        owners = np.searchsorted(plain.cumsum(), draws, side="right")
+        assert (tree.find(draws) == owners).all() if len(draws) else True
 
 
 def test_a_prefix_sum_finds_the_leaf_that_owns_it() -> None:

@@ -238,6 +238,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         ("SECONDS", 1.0),
     ):
         monkeypatch.setattr(studies, name, value)
+    monkeypatch.setattr(tables, "CROWDS", studies.CROWDS)
 
 
 def test_a_measurement_becomes_tables_and_plots(
@@ -247,7 +248,12 @@ def test_a_measurement_becomes_tables_and_plots(
     path.write_text(json.dumps(measurement()))
     assert scaling.main(["simulate", "--json", str(path)]) == 0
     printed = capsys.readouterr().out
-    for words in ("| 1 | no | 1,000 | 1,024 | +2% | - | - |", "With keys", "4 ingest processes"):
+    for words in (
+        "| 1 | no | 1,000 | 1,024 | +2% | - | - |",
+        "With keys",
+        "4 ingest processes",
+        "| CPU | 4 |",
+    ):
         assert words in printed
     for table in printed.split("\n\n")[1::2]:
         assert len({row.count("|") for row in table.strip().splitlines()}) == 1

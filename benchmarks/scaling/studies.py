@@ -1,7 +1,6 @@
 """What the simulation is asked: real runs again, many actors, and what would help them."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -112,10 +111,12 @@ class Crowd:
 
 
 def price(learner: Learner, result: Result) -> Row:
-    """Of a billion frames, all cores and the GPU paid for all the time."""
+    """Of a billion frames, all cores and the GPU paid for all the time; None: nothing arrives."""
     cores = result.actors + LEARNER_CORES
     steps = 1e9 / FRAMES_PER_ENV_STEP
-    hours = steps / result.env_steps_per_second / 3600 if result.env_steps_per_second else math.inf
+    if not result.env_steps_per_second:
+        return dict.fromkeys(("hours", "core_hours", "dollars"))
+    hours = steps / result.env_steps_per_second / 3600
     gpu = GPU_HOUR_DOLLARS if learner.gpu else 0.0
     dollars = hours * (cores * CORE_HOUR_DOLLARS + gpu)
     return {"hours": hours, "core_hours": hours * cores, "dollars": dollars}

@@ -63,8 +63,6 @@ def duration(seconds: float) -> str:
     for unit, size in (("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= 0.1 * size or unit == "µs":
             break
-    if seconds < 1e-7:
-        unit, size = "ns", 1e-9
     return f"{seconds / size:.3g} {unit}"
 
 
@@ -125,8 +123,7 @@ def outcome(row: Row) -> list[str]:
         f"{row['weights_age']:.2g} s",
         f"{row['data_age']:.2g} s",
         f"{row['resent']:.1f}",
-        shown(row["core_hours"]),
-        shown(row["dollars"]),
+        *("-" if row[name] is None else shown(row[name]) for name in ("core_hours", "dollars")),
     ]
 
 

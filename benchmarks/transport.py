@@ -128,9 +128,10 @@ def temporary_folder() -> Path:
 
 def ingest_sides(folder: str) -> dict[str, Side]:
     """Env steps per second of this process's CPU time, its I/O threads' included."""
-    config = greedy(8, actors=SENDERS)
+    burst = SENDERS * CHUNKS_PER_SENDER * Config().chunk_transitions
+    # Of two bursts, so that the ring is soon full and its memory the process's own, as in a run.
+    config = greedy(8, actors=SENDERS, replay_transitions=2 * burst)
     receiver = Receiver(config, Path(folder))
-    burst = SENDERS * CHUNKS_PER_SENDER * config.chunk_transitions
     chunk_bytes = messages.max_message_bytes(Spec.of(config)) - messages.MAX_META_BYTES
     here = np.ones((CHUNKS_PER_SENDER * SENDERS, chunk_bytes), np.uint8)
     there = np.ones_like(here)
@@ -242,7 +243,7 @@ def ingest(form: Form, peers: Peers) -> list[Row]:
             return figure
 
         sides = {"ingest": burst, "copy": learner.sides["copy"]}
-        alternate(sides, 1, form.seconds)  # memory is touched for the first time
+        alternate(sides, 3, form.seconds)  # memory is touched for the first time
         seen = alternate(sides, form.rounds, form.seconds)
     what, unit = f"ingest from {SENDERS} senders, per core", ENV_STEPS
     floor = [FLOOR] * form.rounds

@@ -154,7 +154,7 @@ def mean_of_last(system: System, games: int) -> float:
 
 def lives_differ(folder: Path, long: bool) -> dict[int, str]:
     """Row 20: what actors see first on Pong, restarts and resumed runs included."""
-    env_steps = 1_000 if long else 150
+    env_steps = 1_000 if long else 300
     config = make_config("pong", envs_per_actor=2, n_actions=6, seed=3)
     actors = 3 if long else 2
     lives = [

@@ -139,7 +139,7 @@ class Player:
 
 def joins_after(config: Config, game: int) -> float:
     """Env steps of an actor's first game before game number `game`, from 0, begins."""
-    if not game < config.envs_per_actor:
+    if game >= config.envs_per_actor:
         return float("inf")
     chunk = config.chunk_transitions
     return 2 * chunk + game * chunk // config.envs_per_actor if game else 0

@@ -105,12 +105,18 @@ def inference_sides(games: int) -> dict[str, Side]:
     return {"infer": steadily(infer)}
 
 
+def all_joined(config: Config) -> Player:
+    """A player whose games have all begun."""
+    player = Player(config, [0])
+    while len(player.games) < config.envs_per_actor:
+        player.step(0.0)
+    return player
+
+
 def unconnected_sides(games: int) -> dict[str, Side]:
     """An actor that keeps its chunks to itself."""
     torch.set_num_threads(1)
-    player = Player(greedy(games), [0])
-    while len(player.games) < games:
-        player.step(0.0)
+    player = all_joined(greedy(games))
 
     def play() -> int:
         player.step(0.0)

@@ -72,7 +72,7 @@ def simulate(path: Path) -> None:
 
     record = read(path, "costs")
     done: dict[str, Any] = {"check": studies.check(record["costs"], record["runs"])}
-    for name, rows in studies.answers(studies.studies(record["costs"])):
+    for name, rows in studies.answers(studies.questions(record["costs"])):
         done[name] = rows
         print(f"{name}: {len(rows)} runs simulated", file=sys.stderr, flush=True)
     record["simulated"] = done

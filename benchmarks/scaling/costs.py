@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actors.player import Player
-from benchmarks.acting import greedy
+from benchmarks.acting import all_joined, greedy
 from benchmarks.experience import played
 from benchmarks.learning import learning
 from benchmarks.measure import Side, alternate, steadily
@@ -41,9 +40,7 @@ def actor_sides() -> dict[str, Side]:
     """Seconds of an env step, by the clock on the wall; and of an actor's other work."""
     torch.set_num_threads(1)
     config = greedy(Config().envs_per_actor)
-    player = Player(config, [0])
-    while len(player.games) < config.envs_per_actor:
-        player.step(EPSILON)
+    player = all_joined(config)
     full = full_chunks(config)
     weights = Weights(1, state_vector(network_for(config)))
     frame = memoryview(messages.encode_weights(weights))

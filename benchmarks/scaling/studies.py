@@ -122,7 +122,7 @@ def price(learner: Learner, result: Result) -> Row:
     return {"hours": hours, "core_hours": hours * cores, "dollars": dollars}
 
 
-def studies(record: dict[str, float]) -> dict[str, list[Crowd]]:
+def questions(record: dict[str, float]) -> dict[str, list[Crowd]]:
     """What each study asks, by its name."""
     costs = Costs.of(record)
     usual = ethernet(USUAL_GIGABITS, USUAL_LATENCY)

@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import torch
 
-from actors.game import Game, game_for, game_seed
+from actors.game import Game, frames_of, game_for, game_seed
 from actors.observations import Observations
 from actors.policy import epsilon_greedy
+from actors.screen import Screens
 from common.policy_file import Policy
 
 MAX_IDLE_ENV_STEPS = 30
@@ -26,10 +27,10 @@ def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> lis
     seeds = np.random.SeedSequence([seed, 2]).spawn(games + 1)
     rng = np.random.default_rng(seeds[-1])
     running: list[Game] = []
-    seen = Observations(games)
+    seen, screens = Observations(games), Screens(games)
     for i in range(games):
         first_seed = game_seed(seeds[i])
-        game = game_for(config, first_seed)
+        game = game_for(config, first_seed, screens)
         seen.begin(i, game.reset(first_seed))
         running.append(game)
     scores = np.zeros(games)
@@ -38,14 +39,15 @@ def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> lis
     for env_step in itertools.count():
         actions = epsilon_greedy(policy.network, seen.obs[alive], epsilon, rng)
         actions[env_step < idle_env_steps[alive]] = 0
+        playing = [(i, running[i]) for i in alive.tolist()]
+        steps = [g.step(a) for (_, g), a in zip(playing, actions.tolist(), strict=True)]
+        frames = frames_of(running, screens)
         over = []
-        for i, action in zip(alive.tolist(), actions.tolist(), strict=True):
-            game = running[i]
-            step = game.step(action)
+        for (i, game), step in zip(playing, steps, strict=True):
             if step.terminated and not game.scores:  # a life lost: as in training, a new stack
                 seen.begin(i, game.reset())
             else:
-                seen.push(i, step.frame)
+                seen.push(i, frames[i])
             if game.scores:
                 scores[i] = game.scores[0]
                 over.append(i)

@@ -1,4 +1,4 @@
-"""What an actor steps: one frame at a time, bit for bit the newest frame of `make_env`'s stack.
+"""What an actor steps: its frames are bit for bit the newest ones of `make_env`'s stack.
 
 `AtariGame` does what the wrappers do on the emulator's palette indices instead of its RGB, and
 only where the screen changed. The wrappers in `actors/env.py` say what is meant; this is fast.
@@ -7,7 +7,7 @@ only where the screen changed. The wrappers in `actors/env.py` say what is meant
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,8 +18,8 @@ from ale_py.env import AtariEnv
 from gymnasium.wrappers import TimeLimit
 
 from actors.env import SKIP, Env, has_fire, open_env
-from actors.screen import Screen
-from common.config import Config
+from actors.screen import Screens
+from common.config import FRAME_SHAPE, Config
 from common.errors import ConfigError
 
 
@@ -27,8 +27,6 @@ from common.errors import ConfigError
 class Step:
     """What one env_step gave."""
 
-    frame: np.ndarray
-    """[84, 84] u8, fresh at each step: the game keeps no reference to it."""
     reward: float
     """Raw, unclipped, summed over the skipped frames."""
     terminated: bool
@@ -56,6 +54,9 @@ class Game(Protocol):
     def step(self, action: int) -> Step:
         """Plays one env_step."""
 
+    def frame(self) -> np.ndarray:
+        """What the last reset() or step() led to, [84, 84] u8: the caller's own."""
+
     def state_dict(self) -> dict[str, Any]:
         """All that it takes to go on bit for bit, in plain values and bytes."""
 
@@ -67,11 +68,17 @@ class Game(Protocol):
 
 
 def make_game(
-    env_id: str, *, noop_max: int = 0, episodic_life: bool = False, seed: int | None = None
+    env_id: str,
+    *,
+    noop_max: int = 0,
+    episodic_life: bool = False,
+    seed: int | None = None,
+    screens: Screens | None = None,
 ) -> Game:
     """The game that `make_env` wraps, or says why there is none; no-ops and lives are Atari's.
 
     seed: what the first reset() will be given, if that is known: then that reset is quicker.
+    screens: to have an Atari game's among, for `frames_of`.
     """
     env = open_env(env_id, seed=seed)
     bare = env.unwrapped
@@ -82,14 +89,28 @@ def make_game(
             f"{env_id} is limited by max_episode_steps: an Atari game takes its limit as "
             "max_num_frames_per_episode"
         )
-    return AtariGame(bare, noop_max=noop_max, episodic_life=episodic_life)
+    return AtariGame(bare, screens, noop_max=noop_max, episodic_life=episodic_life)
 
 
-def game_for(config: Config, seed: int) -> Game:
+def game_for(config: Config, seed: int, screens: Screens) -> Game:
     """The game that a configuration describes, to be begun by reset(seed)."""
     return make_game(
-        config.env, noop_max=config.noop_max, episodic_life=config.episodic_life, seed=seed
+        config.env,
+        noop_max=config.noop_max,
+        episodic_life=config.episodic_life,
+        seed=seed,
+        screens=screens,
     )
+
+
+def frames_of(games: Sequence[Game], screens: Screens) -> np.ndarray:
+    """What each shows, as its frame() says: [k, 84, 84] u8. Atari games' in one go, for far less.
+
+    games: all that have been made with these screens.
+    """
+    if isinstance(games[0], AtariGame):
+        return screens.frames()
+    return np.stack([game.frame() for game in games])
 
 
 def game_seed(sequence: np.random.SeedSequence) -> int:
@@ -100,10 +121,17 @@ def game_seed(sequence: np.random.SeedSequence) -> int:
 class AtariGame:
     """NoopResetEnv, MaxAndSkipEnv, EpisodicLifeEnv, FireResetEnv and ProcessFrame84 in one."""
 
-    def __init__(self, env: AtariEnv, *, noop_max: int = 0, episodic_life: bool = False) -> None:
+    def __init__(
+        self,
+        env: AtariEnv,
+        screens: Screens | None = None,
+        *,
+        noop_max: int = 0,
+        episodic_life: bool = False,
+    ) -> None:
         self._env = env
         self._ale = env.ale
-        self._screen = Screen(env.ale)
+        self._screen = (Screens(1) if screens is None else screens).add(env.ale)
         self._actions = env._action_set
         self.n_actions = len(self._actions)
         self._flicker = env._frameskip == 1  # else the emulator's own skip, which sees one frame
@@ -118,11 +146,12 @@ class AtariGame:
         self._game_over = True
 
     def reset(self, seed: int | None = None) -> np.ndarray:
-        frame = self._begin(seed)
+        self._begin(seed)
         for action in (1, 2) if self._fire else ():
             step = self.step(action)
-            frame = self._begin() if step.terminated or step.truncated else step.frame
-        return frame
+            if step.terminated or step.truncated:
+                self._begin()
+        return self.frame()
 
     def step(self, action: int) -> Step:
         reward = self._play(action)
@@ -133,9 +162,10 @@ class AtariGame:
         self._lives = lives
         self._game_over = game_over
         terminated = lost or ale.game_over(with_truncation=False)
-        return Step(
-            self._screen.frame(), float(reward), terminated, ale.game_truncated(), game_over
-        )
+        return Step(float(reward), terminated, ale.game_truncated(), game_over)
+
+    def frame(self) -> np.ndarray:
+        return self._screen.frame()
 
     def _play(self, action: int) -> int:
         """One action for one env_step, entered into the score. -> its reward."""
@@ -171,8 +201,8 @@ class AtariGame:
                 break
         return reward
 
-    def _begin(self, seed: int | None = None) -> np.ndarray:
-        """EpisodicLifeEnv.reset over NoopResetEnv.reset -> [84, 84] u8."""
+    def _begin(self, seed: int | None = None) -> None:
+        """EpisodicLifeEnv.reset over NoopResetEnv.reset."""
         new_game = self._game_over or not self._episodic_life or seed is not None
         if not new_game:
             self._play(0)
@@ -185,7 +215,6 @@ class AtariGame:
             self._screen.look_once()
         self._game_over = False
         self._lives = self._ale.lives()
-        return self._screen.frame()
 
     def _noops(self) -> None:
         skip = 1 if self._flicker else self._skip
@@ -231,18 +260,23 @@ class GymGame:
         self.scores: list[float] = []
         self._score = 0.0
         self.n_actions = int(env.action_space.n)  # type: ignore[attr-defined]
+        self._obs = np.zeros(FRAME_SHAPE, np.uint8)
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         self._score = 0.0
-        return np.array(self._env.reset(seed=seed)[0])
+        self._obs, _ = self._env.reset(seed=seed)
+        return self.frame()
 
     def step(self, action: int) -> Step:
-        obs, reward, terminated, truncated, _ = self._env.step(action)
+        self._obs, reward, terminated, truncated, _ = self._env.step(action)
         over = bool(terminated or truncated)
         self._score += float(reward)
         if over:
             self.scores.append(self._score)
-        return Step(np.array(obs), float(reward), bool(terminated), bool(truncated), over)
+        return Step(float(reward), bool(terminated), bool(truncated), over)
+
+    def frame(self) -> np.ndarray:
+        return np.array(self._obs)
 
     def state_dict(self) -> dict[str, Any]:
         steps = self._limit._elapsed_steps if self._limit else None

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from actors.accumulator import Accumulator, with_episode
-from actors.game import Game, game_for, game_seed
+from actors.game import Game, Step, frames_of, game_for, game_seed
 from actors.observations import Observations
 from actors.policy import epsilon_greedy
+from actors.screen import Screens
 from common.config import Config
 from common.errors import ConfigError
 from common.messages import Chunk, EpisodeStats, Spec
@@ -36,6 +37,7 @@ class Player:
         self.weights_version = -1
         self.timings = Timings()
         self.games: list[Game] = []
+        self._screens = Screens(config.envs_per_actor)
         self.accumulators: list[Accumulator] = []
         self._observations = Observations(config.envs_per_actor)
         self.env_steps = 0  # of the first game
@@ -58,24 +60,28 @@ class Player:
             self._join()
         self.env_steps += 1
         with self.timings.section("infer"):
-            actions = epsilon_greedy(self.network, self.obs, epsilon, self.rng)
+            actions = epsilon_greedy(self.network, self.obs, epsilon, self.rng).tolist()
         chunks: list[Chunk] = []
         with self.timings.section("play"):
-            for i, action in enumerate(actions.tolist()):
-                chunks += self._step_game(i, action, epsilon)
+            steps = [game.step(action) for game, action in zip(self.games, actions, strict=True)]
+            frames = frames_of(self.games, self._screens)
+            for i, step in enumerate(steps):
+                chunks += self._enter(i, actions[i], step, frames[i], epsilon)
         return chunks
 
-    def _step_game(self, i: int, action: int, epsilon: float) -> list[Chunk]:
-        step = self.games[i].step(action)
+    def _enter(
+        self, i: int, action: int, step: Step, frame: np.ndarray, epsilon: float
+    ) -> list[Chunk]:
+        """What a game's step gave goes where it belongs. Returns the chunks that it completes."""
         self.lengths[i] += 1
         reward = float(np.sign(step.reward)) if self.config.clip_rewards else step.reward
         chunks = self.accumulators[i].append(
-            action, reward, step.frame, step.terminated, step.truncated, self.weights_version
+            action, reward, frame, step.terminated, step.truncated, self.weights_version
         )
         if step.terminated or step.truncated:
             self._begin(i)
         else:
-            self._observations.push(i, step.frame)
+            self._observations.push(i, frame)
         for score in self.games[i].scores:
             length, self.lengths[i] = max(1, self.lengths[i]), 0
             self._over.append(EpisodeStats(score, length, epsilon, self.weights_version))
@@ -89,7 +95,7 @@ class Player:
     def _join(self) -> None:
         """One more game begins."""
         i, config = len(self.games), self.config
-        game = game_for(config, self._game_seeds[i])
+        game = game_for(config, self._game_seeds[i], self._screens)
         if game.n_actions != config.n_actions:
             raise ConfigError(
                 f"{config.env} has {game.n_actions} actions here, the configuration says "

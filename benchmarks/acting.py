@@ -68,7 +68,7 @@ def wrapped(actions: "itertools.cycle[int]") -> Step:
             if step.game_over:
                 seen.begin(0, game.reset())
             else:
-                seen.push(0, step.frame)
+                seen.push(0, game.frame())
         return CALLS
 
     return play

@@ -21,9 +21,9 @@ from actors.env import (
     UnknownGame,
     make_env,
 )
-from actors.game import GymGame, make_game
+from actors.game import GymGame, frames_of, make_game
 from actors.player import Player
-from actors.screen import Screen
+from actors.screen import Screens
 from common.errors import ConfigError
 from tests.builders import CATCH, config
 
@@ -118,7 +118,7 @@ def test_the_game_gives_the_newest_frame_rewards_and_ends_of_the_wrappers(
         action = int(rng.integers(game.n_actions))
         step = game.step(action)
         obs, reward, terminated, truncated, _ = env.step(action)
-        assert np.array_equal(step.frame, obs[-1]), i
+        assert np.array_equal(game.frame(), obs[-1]), i
         assert (step.reward, step.terminated, step.truncated) == (reward, terminated, truncated), i
         assert step.game_over == env.unwrapped.ale.game_over(), i  # type: ignore[attr-defined]
         if terminated or truncated:
@@ -154,24 +154,31 @@ class Emulator:
         return self.palette[self.screen]
 
 
+@pytest.mark.parametrize("games", [1, 3])
 @pytest.mark.parametrize("rows", [210, 250])
-def test_the_frame_is_exact_whatever_changes_on_the_screen(rows: int) -> None:
+def test_the_frames_are_exact_whatever_changes_on_the_screens(rows: int, games: int) -> None:
     rng = np.random.default_rng(rows)
     palette = rng.integers(0, 256, (256, 3)).astype(np.uint8)
-    emulator = Emulator(np.zeros((rows, 160), np.uint8), palette)
-    screen = Screen(emulator)  # type: ignore[arg-type]
-    frames = []
+    emulators = [Emulator(np.zeros((rows, 160), np.uint8), palette) for _ in range(games)]
+    screens = Screens(games)
+    all_frames = []
     for size in np.geomspace(1, 160, 250).astype(int):  # from single pixels to all of it
-        pair = []
-        for slot in (0, 1):
-            top, left = rng.integers(rows), rng.integers(160)
-            area = emulator.screen[top : top + size, left : left + size]
-            area[:] = rng.integers(0, 256, area.shape) if size % 2 else rng.integers(256)
-            screen.look(slot)
-            pair.append(emulator.getScreenRGB())
-        frames.append((screen.frame(), ProcessFrame84.process(np.maximum(*pair))[:, :, 0]))
-    for made, meant in frames:  # only now: a frame given away must not change any more
-        assert np.array_equal(made, meant)
+        if len(joined := screens.screens) < games:
+            screens.add(emulators[len(joined)])  # type: ignore[arg-type]
+        meant = []
+        for emulator, screen in zip(emulators, joined, strict=False):
+            pair = [emulator.getScreenRGB()] * 2
+            for slot in (0, 1):
+                top, left = rng.integers(rows), rng.integers(160)
+                area = emulator.screen[top : top + size, left : left + size]
+                area[:] = rng.integers(0, 256, area.shape) if size % 2 else rng.integers(256)
+                screen.look(slot)
+                pair[slot] = emulator.getScreenRGB()
+            meant.append(ProcessFrame84.process(np.maximum(*pair))[:, :, 0])
+        all_frames.append((screens.frames(), meant))
+    for made, meant in all_frames:  # only now: frames given away must not change any more
+        assert np.array_equal(made[: len(meant)], meant)
+        assert not made[len(meant) :].any()
 
 
 @pytest.mark.parametrize("rows", [21, 25])
@@ -189,13 +196,46 @@ def test_tiles_resized_together_equal_the_whole_picture_for_every_single_pixel(r
         assert np.array_equal(assembled, resized)
 
 
+@pytest.mark.parametrize("rows", [21, 25])
+def test_tiles_are_resized_alike_however_many_there_are(rows: int) -> None:
+    pictures = np.random.default_rng(rows).random((100, 36 * rows, 40), np.float32) * 255
+    together = cv2.resize(pictures.reshape(-1, 40), (21, 100 * 396), interpolation=cv2.INTER_AREA)
+    for picture, resized in zip(pictures, together.reshape(100, 396, 21), strict=True):
+        alone = cv2.resize(picture, (21, 396), interpolation=cv2.INTER_AREA)
+        assert np.array_equal(resized, alone)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "options"), [(BREAKOUT, {"noop_max": 30, "episodic_life": True}), (CATCH, {})]
+)
+def test_games_side_by_side_show_what_each_shows_alone(
+    env_id: str, options: dict[str, Any]
+) -> None:
+    screens, rng, resets = Screens(3), np.random.default_rng(0), 0
+    together = [make_game(env_id, **options, screens=screens) for _ in range(3)]
+    alone = [make_game(env_id, **options) for _ in range(3)]
+    for seed, (game, twin) in enumerate(zip(together, alone, strict=True)):
+        assert np.array_equal(game.reset(seed), twin.reset(seed))
+    for _ in range(400):
+        actions = rng.integers(together[0].n_actions, size=3).tolist()
+        steps = [game.step(action) for game, action in zip(together, actions, strict=True)]
+        assert steps == [twin.step(action) for twin, action in zip(alone, actions, strict=True)]
+        frames = frames_of(together, screens)
+        for i, step in enumerate(steps):
+            assert np.array_equal(frames[i], alone[i].frame())
+            if step.terminated or step.truncated:
+                assert np.array_equal(together[i].reset(), alone[i].reset())
+                resets += 1
+    assert resets
+
+
 def record(game: Any, steps: int, seed: int) -> list[Any]:
     """What `steps` random steps give, with resets where they are due."""
     rng = np.random.default_rng(seed)
     seen: list[Any] = []
     for _ in range(steps):
         step = game.step(int(rng.integers(game.n_actions)))
-        seen.append((step.frame.tobytes(), step.reward, step.terminated, step.game_over))
+        seen.append((game.frame().tobytes(), step.reward, step.terminated, step.game_over))
         if step.terminated or step.truncated:
             seen.append(game.reset().tobytes())
     return seen
@@ -401,7 +441,7 @@ def test_a_cut_off_game_is_truncated_and_not_terminated(monkeypatch: pytest.Monk
     for _ in range(40):
         step = game.step(0)
         obs, _, terminated, truncated, _ = env.step(0)
-        assert np.array_equal(step.frame, obs[-1])
+        assert np.array_equal(game.frame(), obs[-1])
         if step.game_over:
             break
     assert (step.terminated, step.truncated) == (terminated, truncated) == (False, True)
@@ -467,7 +507,7 @@ def test_ready_made_frames_are_only_stacked() -> None:
     for _ in range(60):
         obs, reward, terminated, _, _ = env.step(1)
         step = game.step(1)
-        assert np.array_equal(step.frame, obs[-1])
+        assert np.array_equal(game.frame(), obs[-1])
         assert (step.reward, step.game_over) == (reward, terminated)
 
 

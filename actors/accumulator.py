@@ -1,8 +1,8 @@
 """Steps of one game become n-step transitions, transitions become chunks.
 
-The only place that knows n and gamma. A transition carries `discount`, not `done`: 0 where the
-episode terminated within its span, gamma^span otherwise, so a truncated episode bootstraps from
-its last observation and the loss needs neither n nor gamma.
+A transition carries `discount`, not `done`: 0 where the episode terminated within its span,
+gamma^span otherwise, so a truncated episode bootstraps from its last observation and the loss
+needs neither n nor gamma.
 """
 
 import dataclasses

@@ -72,7 +72,7 @@ def ratio_holds(folder: Path, long: bool) -> dict[int, str]:
         seconds, window = 240, 60.0
         flags = {
             "env": "PongNoFrameskip-v4", "envs_per_actor": "8", "chunk_transitions": "64",
-            "window_chunks": "16", "batch_size": "32", "samples_per_insert": "1.2",
+            "window_chunks": "16", "batch_size": "32", "samples_per_insert": "1.8",
             "learning_starts_transitions": "10000", "log_period_seconds": "1",
         }  # fmt: skip
     else:

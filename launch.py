@@ -10,8 +10,9 @@ import signal
 import sys
 import time
 
+from common.errors import INTERRUPTED, USER_ERRORS
+
 STARTED = time.monotonic()  # wall_seconds counts from here, in every process of this machine
-INTERRUPTED, USER_ERRORS = 130, (2, 3, 4, 5)
 STOPS = (signal.SIGINT, signal.SIGTERM)
 NOT_BEGUN = "Interrupted before anything had begun."
 
@@ -48,6 +49,7 @@ from common.run_folder import (  # noqa: E402
     require_unused,
     settings_on_trial,
 )
+from common.schedules import epsilon_of  # noqa: E402
 from common.supervisor import ChildSpec, Supervisor  # noqa: E402
 
 VERBS = ("train", "eval", "bench", "keys")
@@ -153,9 +155,9 @@ def train_in_lock_step(
     config: Config, run_dir: Path, resume: bool, began: Callable[[], None]
 ) -> int:
     """Everything in this process, one thing at a time: the asynchronous form's oracle."""
-    os.environ.update(learner_environment(config))  # before torch is imported
+    # Before torch is imported; too late for what glibc reads, which costs nothing but time.
+    os.environ.update(learner_environment(config))
     stop = StopSignal(*STOPS)
-    from actors.actor import actor_epsilon
     from actors.player import Player
     from learner.learner import Learner, finish
 
@@ -166,7 +168,7 @@ def train_in_lock_step(
     began()
     reason, saved = "", time.monotonic()
     while not reason:
-        for chunk in player.step(actor_epsilon(config, 0, learner.inserted)):
+        for chunk in player.step(epsilon_of(config, 0, learner.inserted)):
             learner.insert(chunk)
             while learner.may_sample():
                 learner.update()
@@ -175,8 +177,8 @@ def train_in_lock_step(
                     player.load_weights(weights.version, weights.vector)
         learner.records.tick(learner, None)
         if 0 < config.checkpoint_period_seconds < time.monotonic() - saved:
-            saved = time.monotonic()
             learner.save_now()
+            saved = time.monotonic()
         reason = stop.reason or learner.records.finished(learner.inserted)
     all_written = finish(learner, None, reason)
     player.close()
@@ -294,14 +296,16 @@ def command(words: list[str]) -> list[str]:
 def learner_environment(config: Config) -> dict[str, str]:
     """What the learner's libraries must find when they start.
 
-    A thread that waits for the others spins before it sleeps, but not for long: most waits are
-    shorter than a wake-up, and with actors on every core spinning is ruinous. And what an update
-    frees is kept for the next one: glibc would return these megabytes to the system and take them
-    back page by page, a fifth of an update's time.
+    A thread that waits for the others spins before it sleeps, but no longer than about 0.1 ms: most
+    waits are shorter than a wake-up, and with actors on every core spinning is ruinous
+    (docs/performance.md, "What was tried"). The count is libgomp's; other OpenMPs do not spin at
+    all. And what an update frees is kept for the next one: glibc would return these megabytes to
+    the system and take them back page by page, a fifth of an update's time.
     """
-    threads = {"OMP_NUM_THREADS": str(config.learner_threads), "GOMP_SPINCOUNT": "10000"}
+    threads = {"OMP_NUM_THREADS": str(config.learner_threads)}
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
     keeping = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
-    return threads | keeping
+    return threads | waiting | keeping
 
 
 def how_to_go_on(run_dir: Path) -> str:

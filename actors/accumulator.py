@@ -106,5 +106,5 @@ class Accumulator:
 
 
 def with_episode(chunk: Chunk, episode: EpisodeStats) -> Chunk:
-    """The same chunk, carrying the statistics of the game that it finishes."""
+    """The same chunk, carrying the statistics of a game that is over."""
     return dataclasses.replace(chunk, episode=episode)

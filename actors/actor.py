@@ -12,7 +12,7 @@ from common.config import Config
 from common.dealer import ActorEndpoint, LearnerGone
 from common.keys import load_actor_keys
 from common.network import network_for, state_size
-from common.schedules import ladder_epsilon, linear_epsilon
+from common.schedules import epsilon_of
 
 
 def run_actor(
@@ -37,7 +37,7 @@ def run_actor(
             beat()
             if weights := learner.poll():
                 player.load_weights(weights.version, weights.vector)
-            for chunk in player.step(actor_epsilon(config, actor_id, learner.env_steps)):
+            for chunk in player.step(epsilon_of(config, actor_id, learner.env_steps)):
                 with player.timings.section("send"):
                     learner.send(chunk)
             if player.timings.age_seconds > config.log_period_seconds:
@@ -55,12 +55,3 @@ def life_seed(config: Config, actor_id: int, incarnation: int, env_steps: int) -
     env_steps: of the whole run, at the beginning of this life.
     """
     return [config.seed, 0, actor_id, incarnation, env_steps]
-
-
-def actor_epsilon(config: Config, actor_id: int, env_steps: int) -> float:
-    """Exploration of one actor when the whole run has taken `env_steps`."""
-    if config.epsilon_ladder:
-        return ladder_epsilon(actor_id, max(config.actor_count, 1))
-    return linear_epsilon(
-        env_steps, config.epsilon_start, config.epsilon_final, config.epsilon_decay_env_steps
-    )

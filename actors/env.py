@@ -289,6 +289,12 @@ def open_env(env_id: str, render_mode: str | None = None, seed: int | None = Non
                 f"{env_id} gives observations of shape {space.shape} and type {space.dtype}: "
                 "an environment that is not Atari must give uint8 of shape (84, 84)"
             )
+        actions = env.action_space
+        if not isinstance(actions, gymnasium.spaces.Discrete) or actions.start != 0:
+            raise ConfigError(
+                f"{env_id} takes actions of {actions}: DQN chooses among n actions, so an "
+                "environment must take Discrete(n), numbered from 0"
+            )
     return env
 
 

@@ -14,7 +14,7 @@ from common.policy_file import Policy
 MAX_IDLE_ENV_STEPS = 30
 
 
-def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> list[float]:
+def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
     """Raw scores of so many whole games, as the policy was trained to play them.
 
     Pong is deterministic: without a random start all greedy games would be the same one. So each
@@ -37,7 +37,7 @@ def evaluate(policy: Policy, games: int, seed: int, epsilon: float = 0.0) -> lis
     alive = np.arange(games)
     idle_env_steps = rng.integers(MAX_IDLE_ENV_STEPS + 1, size=games)
     for env_step in itertools.count():
-        actions = epsilon_greedy(policy.network, seen.obs[alive], epsilon, rng)
+        actions = epsilon_greedy(policy.network, seen.obs[alive], 0.0, rng)
         actions[env_step < idle_env_steps[alive]] = 0
         playing = [(i, running[i]) for i in alive.tolist()]
         steps = [g.step(a) for (_, g), a in zip(playing, actions.tolist(), strict=True)]

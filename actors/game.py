@@ -52,7 +52,7 @@ class Game(Protocol):
         """The first frame of an episode, [84, 84] u8. A seed starts a new game (and is slow)."""
 
     def step(self, action: int) -> Step:
-        """Plays one env_step."""
+        """Plays one env_step. What it led to is to be asked for: frame(), or `frames_of`."""
 
     def frame(self) -> np.ndarray:
         """What the last reset() or step() led to, [84, 84] u8: the caller's own."""
@@ -75,10 +75,12 @@ def make_game(
     seed: int | None = None,
     screens: Screens | None = None,
 ) -> Game:
-    """The game that `make_env` wraps, or says why there is none; no-ops and lives are Atari's.
+    """The game that `make_env` wraps; no-ops and lives are Atari's.
 
     seed: what the first reset() will be given, if that is known: then that reset is quicker.
     screens: to have an Atari game's among, for `frames_of`.
+
+    Raises ConfigError (UnknownGame where the name is) when there is no such game to play.
     """
     env = open_env(env_id, seed=seed)
     bare = env.unwrapped
@@ -93,23 +95,32 @@ def make_game(
 
 
 def game_for(config: Config, seed: int, screens: Screens) -> Game:
-    """The game that a configuration describes, to be begun by reset(seed)."""
-    return make_game(
+    """The game that a configuration describes, to be begun by reset(seed).
+
+    Raises ConfigError when it is not the game that the configuration was made for.
+    """
+    game = make_game(
         config.env,
         noop_max=config.noop_max,
         episodic_life=config.episodic_life,
         seed=seed,
         screens=screens,
     )
+    if game.n_actions != config.n_actions:
+        raise ConfigError(
+            f"{config.env} has {game.n_actions} actions here, the configuration says "
+            f"{config.n_actions}: it was made with another game of this name."
+        )
+    return game
 
 
 def frames_of(games: Sequence[Game], screens: Screens) -> np.ndarray:
     """What each shows, as its frame() says: [k, 84, 84] u8. Atari games' in one go, for far less.
 
-    games: all that have been made with these screens.
+    games: all that have been made with these screens, in that order.
     """
     if isinstance(games[0], AtariGame):
-        return screens.frames()
+        return screens.frames()[: len(games)]
     return np.stack([game.frame() for game in games])
 
 
@@ -233,6 +244,7 @@ class AtariGame:
             "lives": self._lives,
             "game_over": self._game_over,
             "score": self._score,
+            "screen": self._screen.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -241,6 +253,7 @@ class AtariGame:
         self._lives = state["lives"]
         self._game_over = state["game_over"]
         self._score = state["score"]
+        self._screen.load_state_dict(state["screen"])
 
     def close(self) -> None:
         self._env.close()
@@ -264,11 +277,13 @@ class GymGame:
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         self._score = 0.0
-        self._obs, _ = self._env.reset(seed=seed)
+        obs, _ = self._env.reset(seed=seed)
+        self._obs[:] = obs  # a copy: the environment may write the next one over it
         return self.frame()
 
     def step(self, action: int) -> Step:
-        self._obs, reward, terminated, truncated, _ = self._env.step(action)
+        obs, reward, terminated, truncated, _ = self._env.step(action)
+        self._obs[:] = obs
         over = bool(terminated or truncated)
         self._score += float(reward)
         if over:
@@ -276,12 +291,16 @@ class GymGame:
         return Step(float(reward), bool(terminated), bool(truncated), over)
 
     def frame(self) -> np.ndarray:
-        return np.array(self._obs)
+        return self._obs.copy()
 
     def state_dict(self) -> dict[str, Any]:
         steps = self._limit._elapsed_steps if self._limit else None
-        state = self._saving_env().get_state()
-        return {"env": state, "limit_env_steps": steps, "score": self._score}
+        return {
+            "env": self._saving_env().get_state(),
+            "limit_env_steps": steps,
+            "score": self._score,
+            "obs": self._obs.tobytes(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         bare = self._saving_env()
@@ -290,6 +309,7 @@ class GymGame:
         if self._limit:
             self._limit._elapsed_steps = state["limit_env_steps"]
         self._score = state["score"]
+        self._obs[:] = np.frombuffer(state["obs"], np.uint8).reshape(FRAME_SHAPE)
 
     def _saving_env(self) -> Any:
         bare = self._env.unwrapped

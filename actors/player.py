@@ -12,7 +12,6 @@ from actors.observations import Observations
 from actors.policy import epsilon_greedy
 from actors.screen import Screens
 from common.config import Config
-from common.errors import ConfigError
 from common.messages import Chunk, EpisodeStats, Spec
 from common.network import load_state_vector, network_for
 from common.timings import Timings
@@ -21,9 +20,9 @@ from common.timings import Timings
 class Player:
     """The games of one actor, the network that plays them, and their accumulators.
 
-    The first game begins at once. The others join when it has sent its first chunk, which so need
-    not wait until all are loaded; and they do so a fraction of a chunk apart, so that their chunks
-    do not arrive in bursts for ever after.
+    The first game begins at once. The others join when it has played for two chunks, so the first
+    to be sent need not wait until all are loaded; and they do so a fraction of a chunk apart, so
+    that their chunks do not arrive in bursts for ever after.
 
     seed: anything np.random.SeedSequence takes; every game and the policy draw from it apart.
     """
@@ -51,6 +50,7 @@ class Player:
         return self._observations.obs[: len(self.games)]
 
     def load_weights(self, version: int, vector: np.ndarray) -> None:
+        """vector: [P] f32, as `state_vector` makes it of a network like this one."""
         load_state_vector(self.network, vector)
         self.weights_version = version
 
@@ -95,13 +95,7 @@ class Player:
     def _join(self) -> None:
         """One more game begins."""
         i, config = len(self.games), self.config
-        game = game_for(config, self._game_seeds[i], self._screens)
-        if game.n_actions != config.n_actions:
-            raise ConfigError(
-                f"{config.env} has {game.n_actions} actions here, the configuration says "
-                f"{config.n_actions}: actor and learner do not play the same game."
-            )
-        self.games.append(game)
+        self.games.append(game_for(config, self._game_seeds[i], self._screens))
         self.accumulators.append(Accumulator(Spec.of(config)))
         self.lengths.append(0)
         self._begin(i, self._game_seeds[i])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import ale_py
 import numpy as np
 
@@ -19,25 +22,28 @@ class Screens:
     with the same weights everywhere: so the tiles that changed, of whichever game, are resized one
     above the other, in one call, bit for bit as within the whole picture (tests/test_env.py).
 
-    All k games must be of one kind: they share a palette.
+    All k games must be of one kind: they share a palette. Room for all is laid out with the first.
+
+    games: k, the most that will be added.
     """
 
     def __init__(self, games: int) -> None:
         self.games = games
-        self.screens: list[Screen] = []
+        self.added = 0
 
     def add(self, ale: ale_py.ALEInterface) -> Screen:
         """The next game's."""
-        if not self.screens:
+        if not self.added:
             self._lay_out(*ale.getScreenDims())
-        self.screens.append(Screen(self, len(self.screens), ale))
-        return self.screens[-1]
+        self.added += 1
+        return Screen(self, self.added - 1, ale)
 
     def _lay_out(self, rows: int, columns: int) -> None:
+        """pair: [2, k, words] u64, palette indices. changed: of pair[0] or pair[1] laid flat."""
         height = rows // 10  # of a tile, 11 rows resized; the first row of tiles is never seen
         self.seen = slice(18 * rows // 110, -(-102 * rows // 110))  # what rows 18:102 are made of
         words = (self.seen.stop - self.seen.start) * columns // 8
-        self.pair = np.zeros((2, self.games, words), np.uint64)  # palette indices
+        self.pair = np.zeros((2, self.games, words), np.uint64)
 
         game, word = np.divmod(np.arange(self.games * words), words)
         row, word = np.divmod(word, columns // 8)
@@ -48,34 +54,64 @@ class Screens:
         self._luma = np.zeros((self.games * TILES, height, 40), np.float32)  # tile by tile
         self._luma_words = self._luma.reshape(-1, 8)
         self._small = np.zeros((self.games * TILES, 11, 21), np.uint8)  # the same tiles, resized
-        self.changed: list[np.ndarray] = []  # words of all pairs, one array per look
+        self.changed: list[np.ndarray] = []  # indices of words, an array per look
 
         self._palette = np.zeros((256, 3), np.uint8)  # RGB, learned from the emulator
         self.known = b""  # the indices learned
         self._luma_of = np.empty(0, np.float32)  # [65536], of the RGB maximum of two indices
 
     def frames(self) -> np.ndarray:
-        """-> [k, 84, 84] u8, fresh."""
-        words = np.concatenate(self.changed) if self.changed else np.empty(0, np.int64)
+        """-> [k, 84, 84] u8, fresh, in the order added; zeros for those still to be added."""
+        self._renew()
+        return _assemble(self._small)
+
+    def frame(self, game: int) -> np.ndarray:
+        """-> [84, 84] u8, fresh: one of them."""
+        self._renew()
+        frame: np.ndarray = _assemble(self._small[game * TILES : (game + 1) * TILES])[0]
+        return frame
+
+    def _renew(self) -> None:
+        """Brings luma and tiles up to what changed."""
+        if not self.changed:
+            return
+        words = np.concatenate(self.changed)
         self.changed.clear()
-        if words.size:
-            first, second = self.pair.reshape(2, -1).take(words, axis=1).view(np.uint8)  # [n * 8]
-            code = first.astype(np.uint16) << 8 | second
-            changed = self._luma_of.take(code).reshape(-1, 8)
-            self._luma_words[self._place_of_word.take(words)] = changed
-            tiles = np.bincount(self._tile_of_word.take(words)).nonzero()[0]
+        first, second = self.pair.reshape(2, -1).take(words, axis=1).view(np.uint8)  # [n * 8]
+        code = first.astype(np.uint16) << 8 | second
+        self._luma_words[self._place_of_word.take(words)] = self._luma_of.take(code).reshape(-1, 8)
+        tiles = np.bincount(self._tile_of_word.take(words)).nonzero()[0]
+        if len(tiles):
             img = self._luma.take(tiles, axis=0).reshape(-1, 40)  # one above the other
             small = shrink(img, 11 * len(tiles), 21).reshape(-1, 11, 21)
             self._small[tiles] = small  # f32 -> u8, cut off
-        tiles_in_place = self._small.reshape(-1, 9, 4, 11, 21).transpose(0, 1, 3, 2, 4)
-        return tiles_in_place.reshape(-1, 99, 84)[:, 7:91]  # rows 18:102 of the 110
 
     def learn(self, ale: ale_py.ALEInterface) -> None:
         """Reads the colours now shown. Known ones stay as they are, and so does what was made."""
         shown = ale.getScreen()
-        self._palette[shown] = ale.getScreenRGB()
-        self.known = bytes(set(self.known) | set(shown.tobytes()))
+        self._know(shown, ale.getScreenRGB())
+
+    def _know(self, indices: np.ndarray, colours: np.ndarray) -> None:
+        """indices: u8 of any shape; colours: RGB of each."""
+        self._palette[indices] = colours
+        self.known = bytes(set(self.known) | set(indices.tobytes()))
         self._luma_of = luma(np.maximum(self._palette[:, np.newaxis], self._palette)).reshape(-1)
+
+    def colours(self) -> dict[str, bytes]:
+        """What was learned of them."""
+        known = np.frombuffer(self.known, np.uint8)
+        return {"known": self.known, "rgb": self._palette[known].tobytes()}
+
+    def load_colours(self, saved: Mapping[str, bytes]) -> None:
+        """Adds what was learned elsewhere."""
+        colours = np.frombuffer(saved["rgb"], np.uint8).reshape(-1, 3)
+        self._know(np.frombuffer(saved["known"], np.uint8), colours)
+
+
+def _assemble(small: np.ndarray) -> np.ndarray:
+    """Tiles [k * TILES, 11, 21] -> frames [k, 84, 84], fresh."""
+    in_place = small.reshape(-1, 9, 4, 11, 21).transpose(0, 1, 3, 2, 4)
+    return in_place.reshape(-1, 99, 84)[:, 7:91]  # rows 18:102 of the 110
 
 
 class Screen:
@@ -88,8 +124,7 @@ class Screen:
         self._first_word = index * self._words.size
         ale.getScreen(self._now)
         screens.learn(ale)
-        screens.pair[:, index] = self._words
-        screens.changed.append(self._first_word + np.arange(self._words.size))
+        self._show(self._words)
 
     def glance(self) -> None:
         """Takes the emulator's screen in case the game ends on the next one."""
@@ -117,5 +152,17 @@ class Screen:
 
     def frame(self) -> np.ndarray:
         """-> [84, 84] u8, fresh."""
-        frame: np.ndarray = self._all.frames()[self._index]
-        return frame
+        return self._all.frame(self._index)
+
+    def state_dict(self) -> dict[str, Any]:
+        pair = self._all.pair[:, self._index]
+        return {"pair": pair.tobytes(), **self._all.colours()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._all.load_colours(state)
+        self._show(np.frombuffer(state["pair"], np.uint64).reshape(2, -1))
+
+    def _show(self, pair: np.ndarray) -> None:
+        """[2, words] u64, or one row for both: all of it counts as changed."""
+        self._all.pair[:, self._index] = pair
+        self._all.changed.append(self._first_word + np.arange(self._words.size))

@@ -1,6 +1,8 @@
 """Ends of a program that are not bugs: one sentence for the user, and an exit code."""
 
 MISMATCH, AUTHENTICATION = 3, 4
+USER_ERRORS = frozenset({2, 3, 4, 5})  # exit codes of what is below: a sentence says it all
+INTERRUPTED = 130  # what shells make of SIGINT
 
 
 class UserError(Exception):

@@ -57,7 +57,10 @@ def load_policy(path: Path) -> Policy:
             tensors = {n[len(played) :]: t for n, t in tensors.items() if n.startswith(played)}
         network = network_for(config)
         network.load_state_dict(tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        *(OSError, SafetensorError, RuntimeError),
+        *(LookupError, TypeError, ValueError),
+    ) as error:
         raise ConfigError(
             f"{path} is not a policy of this version ({type(error).__name__}: {error}): expected "
             "the best.safetensors or last.safetensors of a run, or a folder of its checkpoints."

@@ -44,7 +44,6 @@ _REPLACED = "this actor was silent too long, or another with its number took its
 class TransportStats:
     """Counters since the start; the learner differentiates them."""
 
-    chunks: int = 0
     bytes_in: int = 0
     refused: int = 0
     duplicates: int = 0
@@ -307,7 +306,6 @@ class LearnerEndpoint:
                 raise
             self._sessions.took(session)
             self._taken += len(chunk)
-            self.stats.chunks += 1
             self.stats.bytes_in += len(frame)
             steps = self.steps_by_actor
             steps[session.actor_id] = steps.get(session.actor_id, 0) + len(chunk)

@@ -1,5 +1,16 @@
 """Exploration schedules: pure functions."""
 
+from common.config import Config
+
+
+def epsilon_of(config: Config, actor_id: int, env_steps: int) -> float:
+    """One actor's, when the whole run has taken `env_steps`."""
+    if config.epsilon_ladder:
+        return ladder_epsilon(actor_id, max(config.actor_count, 1))
+    return linear_epsilon(
+        env_steps, config.epsilon_start, config.epsilon_final, config.epsilon_decay_env_steps
+    )
+
 
 def linear_epsilon(env_steps: int, start: float, final: float, decay_env_steps: int) -> float:
     """max(final, start - env_steps / decay_env_steps), the form of the reference program.

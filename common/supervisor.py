@@ -16,9 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from common.errors import INTERRUPTED, USER_ERRORS
 from common.lifeline import Heartbeats
 
-INTERRUPTED = 130
 GAVE_UP = 1
 ACTOR_GRACE_SECONDS = 3.0
 BACKOFF_LIMIT_SECONDS = 8.0
@@ -104,8 +104,6 @@ class Supervisor:
     max_deaths: int = 5
     death_window_seconds: float = 60.0
     grace_seconds: float = 60.0  # what the ending learner gets from its last sign of life
-    fatal_actor_codes: frozenset[int] = frozenset({2, 3, 4})
-    user_error_codes: frozenset[int] = frozenset({2, 3, 4, 5})  # the message says it all
     restarts: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -224,7 +222,7 @@ class Supervisor:
             return self._ending
         if code < 0:
             self._say(f"the learner was {_describe(code)}")
-        elif not clean and code not in self.user_error_codes:
+        elif not clean and code not in USER_ERRORS:
             self._say(f"the learner {_describe(code)}")
         if not clean:
             self._show(self._learner)
@@ -236,7 +234,7 @@ class Supervisor:
         if code == 0 or self._ending is not None:  # told to stop
             return
         what = f"{actor.name} {actor.stuck or _describe(code)}"
-        if code in self.fatal_actor_codes:
+        if code in USER_ERRORS:
             self._say(f"{what}; it is not restarted")
             self._show(actor)
             if not any(a.process or a.start_at is not None for a in self._actors):

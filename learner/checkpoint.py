@@ -1,8 +1,10 @@
 """Checkpoints: atomic, verified, resumable.
 
 A checkpoint is a folder `step-<env_steps>` with
-  model.safetensors       online, target, averaged policy (if there is one) and optimizer, by name
-  state.json              every counter, schedules, limiter, random states, scores (bytes as base64)
+  model.safetensors       online.*, target.*, policy.* (where it is averaged), adam.* and, from
+                          lock-step, player.*
+  state.json              counters, ids, sampler, random state, records and, from lock-step, the
+                          games (bytes as base64); schedules and limiter follow from the counters
   replay-<a>-<b>.z        transitions a to b as they lie in the ring, zlib level 1
   MANIFEST.json           SHA-256 of each of them
 It is written under another name, synced and renamed, so a folder of that name is complete; every
@@ -38,7 +40,7 @@ from common.machine import cores
 from common.messages import TRANSITION_DTYPE, Chunk
 from learner.replay import Replay, StoredChunk
 
-FORMAT = 2  # of state.json
+FORMAT = 3  # of state.json
 _REPLACED = "-replaced"
 _ASIDE = "unused-"  # before the name of a checkpoint that a resumed run did not go on from
 _SEGMENT_CHUNKS = 64

@@ -12,7 +12,7 @@ from torch import Tensor
 from common.address import endpoint
 from common.config import Config
 from common.console import say
-from common.errors import ConfigError, Mismatch
+from common.errors import INTERRUPTED, ConfigError, Mismatch
 from common.keys import load_learner_keys
 from common.lifeline import StopSignal
 from common.machine import available_memory_bytes
@@ -55,7 +55,7 @@ class Learner:
         torch.set_num_threads(config.learner_threads)
         torch.manual_seed(config.seed)
         replay_device = device if config.replay_device == "cuda" else torch.device("cpu")
-        check_fits(config, *available_memory(replay_device))
+        check_fits(config, *available_memory(replay_device), resume)
         self.trainer = Trainer(config, device)
         gib = planned_bytes(config) / 2**30
         precision = "bfloat16" if self.trainer.online.in_bfloat16 else "float32"
@@ -78,7 +78,7 @@ class Learner:
             run_dir / "checkpoints", self.replay, config.checkpoints_kept
         )
         tensors, state = self._load() if resume else ({}, None)
-        self._saved_player = (state and state["player"], tensors)
+        self._saved_player = (state and state["player"], with_prefix(tensors, "player."))
         saved = state and state["records"]
         self.records = Records(config, run_dir, started, saved, self.inserted, self.updates)
 
@@ -98,7 +98,7 @@ class Learner:
         return limit
 
     def insert(self, chunk: Chunk) -> None:
-        """Store a chunk and enter the game that it may finish into the records."""
+        """Store a chunk, and enter the game that is over, if it tells of one, into the records."""
         with self.timings.section("insert"):
             self.replay.add(chunk)
         before, self.inserted = self.inserted, self.inserted + len(chunk)
@@ -195,7 +195,7 @@ class Learner:
             player.load_weights(self.weights_version, state_vector(self.trainer.policy))
             return
         player.load_state_dict(state)
-        player.network.load_state_dict(with_prefix(tensors, "player."))
+        player.network.load_state_dict(tensors)
 
     def _load(self) -> tuple[dict[str, Tensor], Any]:
         folder = self.run_dir / "checkpoints"
@@ -237,7 +237,7 @@ def run_learner(
     for chunk in transport.drain():  # acknowledged, so ours
         learner.insert(chunk)
     saved = finish(learner, transport, reason, beat)
-    return 1 if not saved else 130 if stop.reason else 0
+    return 1 if not saved else INTERRUPTED if stop.reason else 0
 
 
 def learn(

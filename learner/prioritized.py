@@ -29,7 +29,7 @@ class SumTree:
         return self.leaves.nbytes + self.sums.nbytes + self._ends.nbytes
 
     def set(self, leaves: np.ndarray, priorities: np.ndarray) -> None:
-        """Where a leaf is named twice the last priority counts."""
+        """leaves: [B] i64; priorities: [B] f64. Where a leaf is named twice the last one counts."""
         self.leaves.reshape(-1)[leaves] = priorities
         if len(leaves) < len(self.sums):
             blocks = leaves // self.BLOCK  # to add one up twice costs less than to find it out

@@ -16,7 +16,7 @@ from common.metrics import SOLVED_GAMES, Metrics, Scores
 from common.policy_file import mean_score_of, save_policy
 from common.router import LearnerEndpoint
 from common.run_folder import replace_file
-from common.schedules import ladder_epsilon, linear_epsilon
+from common.schedules import epsilon_of
 from learner.dqn import UpdateStats
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Records:
         self._rates.start_from({"env_steps": env_steps, "updates": updates})
         self._speed = self._update_speed = 0.0
         self._next_tick = self._ended_wall_seconds = self._next_warning = 0.0
-        self._policy_error: OSError | None = None
+        self._policy_errors: dict[str, OSError] = {}  # by the file's name, while it stands
         self._refused = 0
         self._first = (time.monotonic(), env_steps)
 
@@ -213,7 +213,7 @@ class Records:
         problems = {
             "newest checkpoint": learner.checkpoints.error,
             "records (metrics.csv, TensorBoard)": self.metrics.error,
-            "best policy": self._policy_error,
+            "policy": next(iter(self._policy_errors.values()), None),
         }
         found = [f"the {what}: {error}" for what, error in problems.items() if error]
         if found and time.monotonic() >= self._next_warning:
@@ -258,11 +258,14 @@ class Records:
             "env_steps": env_steps,
             "updates": updates,
         }
+        path = self.run_dir / f"{name}.safetensors"
         try:
-            save_policy(self.run_dir / f"{name}.safetensors", network, self.config, about)
-            self._policy_error = None
+            save_policy(path, network, self.config, about)
+            self._policy_errors.pop(name, None)
         except OSError as error:
-            self._policy_error = error
+            self._policy_errors[name] = error
+            if name == "best":  # not kept, so not to be beaten: the next game tries again
+                self.scores.best_mean_100 = mean_score_of(path)
 
     def finish(self, learner: "Learner", transport: LearnerEndpoint | None, reason: str) -> bool:
         """result.json and the last rows; says why the run ended. -> all of it written?"""
@@ -292,7 +295,7 @@ class Records:
             "device": str(learner.trainer.device),
             "version": VERSION,
         }
-        errors = [self._policy_error]
+        errors: list[OSError | None] = list(self._policy_errors.values())
         try:
             replace_file(
                 self.run_dir / "result.json", json.dumps(result, indent=2).encode() + b"\n"
@@ -321,14 +324,9 @@ class Records:
     # -- small sums -----------------------------------------------------------------------------
 
     def epsilon(self, env_steps: int) -> float:
-        """Exploration now; with a ladder, the actors' mean."""
-        c = self.config
-        if c.epsilon_ladder:
-            actors = max(c.actor_count, 1)
-            return sum(ladder_epsilon(i, actors) for i in range(actors)) / actors
-        return linear_epsilon(
-            env_steps, c.epsilon_start, c.epsilon_final, c.epsilon_decay_env_steps
-        )
+        """The actors' mean."""
+        actors = max(self.config.actor_count, 1)
+        return sum(epsilon_of(self.config, i, env_steps) for i in range(actors)) / actors
 
     def _speed_now(self, env_steps: int) -> float:
         """env steps/s of the last period; before its end, since the start."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.config import FRAME_SHAPE, STACK, Config
 from common.errors import ConfigError
-from common.messages import TRANSITION_DTYPE, Chunk
+from common.messages import TRANSITION_DTYPE, Chunk, Spec
 
 FRAME_BYTES = FRAME_SHAPE[0] * FRAME_SHAPE[1]
 
@@ -52,13 +52,21 @@ class Sampler(Protocol):
         """-> ids [count] i64 in [first_id, end_id), importance weights [count] f32."""
         ...
 
-    def added(self, first_id: int, end_id: int) -> None: ...
+    def added(self, first_id: int, end_id: int) -> None:
+        """These became live."""
+        ...
 
-    def evicted(self, first_id: int, end_id: int) -> None: ...
+    def evicted(self, first_id: int, end_id: int) -> None:
+        """These, the oldest, are no longer."""
+        ...
 
-    def update(self, ids: np.ndarray, td_errors: np.ndarray) -> None: ...
+    def update(self, ids: np.ndarray, td_errors: np.ndarray) -> None:
+        """What training on `ids` [B] i64 gave, [B] f32; some may have been evicted since."""
+        ...
 
-    def state_dict(self, first_id: int, end_id: int) -> dict[str, Any]: ...
+    def state_dict(self, first_id: int, end_id: int) -> dict[str, Any]:
+        """first_id, end_id: the live transitions."""
+        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """After the replay's chunks are back."""
@@ -108,7 +116,8 @@ class StoredChunk:
 class Replay:
     """Ring of chunks. `add` copies; `sample` gathers onto `device`.
 
-    capacity_transitions: most transitions held (N). Frames: room for N transitions in full chunks.
+    config: `replay_transitions` (N) is the most that is held; there is room for the frames of N
+    transitions in full chunks. device: where the frames lie.
     """
 
     def __init__(self, config: Config, sampler: Sampler, device: str | torch.device = "cpu"):
@@ -251,8 +260,8 @@ def empty_frames(count: int, device: torch.device) -> Tensor:
 
 def planned_frames(config: Config) -> int:
     """Frames in the ring: what `replay_transitions` need in full chunks, and one chunk spare."""
-    per_chunk = config.chunk_transitions + STACK - 1 + config.n_step
-    return (-(-config.replay_transitions // config.chunk_transitions) + 1) * per_chunk
+    chunks = -(-config.replay_transitions // config.chunk_transitions) + 1
+    return chunks * Spec.of(config).max_frames
 
 
 def planned_bytes(config: Config) -> int:
@@ -260,13 +269,21 @@ def planned_bytes(config: Config) -> int:
     return planned_frames(config) * FRAME_BYTES + config.replay_transitions * per_transition
 
 
-def check_fits(config: Config, available_bytes: int, where: str) -> None:
-    """Raises ConfigError when the replay cannot fit into what is available."""
+def check_fits(config: Config, available_bytes: int, where: str, resume: bool = False) -> None:
+    """Raises ConfigError when the replay cannot fit into what is available.
+
+    where: what that is, for the message. resume: a run goes on, so its replay's size is given.
+    """
     need = planned_bytes(config)
     if need > available_bytes:
         most = int(config.replay_transitions * available_bytes / need * 0.95)
         raise ConfigError(
             f"A replay of {config.replay_transitions:,} transitions takes {need / 2**30:.1f} GiB, "
             f"{available_bytes / 2**30:.1f} GiB of {where} are free: "
-            f"use --replay-transitions {most} or fewer."
+            + (
+                "a run goes on with the replay that it has, so free some, or give it another "
+                "--replay-device or machine."
+                if resume
+                else f"use --replay-transitions {most} or fewer."
+            )
         )

@@ -1,5 +1,6 @@
 """The wrappers against the table written out plainly, and the fast game against the wrappers."""
 
+import copy
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,9 +22,9 @@ from actors.env import (
     UnknownGame,
     make_env,
 )
-from actors.game import GymGame, frames_of, make_game
+from actors.game import Game, GymGame, frames_of, make_game
 from actors.player import Player
-from actors.screen import Screens
+from actors.screen import Screen, Screens
 from common.errors import ConfigError
 from tests.builders import CATCH, config
 
@@ -161,10 +162,11 @@ def test_the_frames_are_exact_whatever_changes_on_the_screens(rows: int, games: 
     palette = rng.integers(0, 256, (256, 3)).astype(np.uint8)
     emulators = [Emulator(np.zeros((rows, 160), np.uint8), palette) for _ in range(games)]
     screens = Screens(games)
+    joined: list[Screen] = []
     all_frames = []
     for size in np.geomspace(1, 160, 250).astype(int):  # from single pixels to all of it
-        if len(joined := screens.screens) < games:
-            screens.add(emulators[len(joined)])  # type: ignore[arg-type]
+        if len(joined) < games:
+            joined.append(screens.add(emulators[len(joined)]))  # type: ignore[arg-type]
         meant = []
         for emulator, screen in zip(emulators, joined, strict=False):
             pair = [emulator.getScreenRGB()] * 2
@@ -254,12 +256,33 @@ def test_a_saved_game_goes_on_bit_for_bit_in_another(env_id: str, options: dict[
     game, other = make_game(env_id, **options), make_game(env_id, **options)
     game.reset(seed=11)
     record(game, 500, seed=1)
+    shown = game.frame()
     state = game.state_dict()
     expected = record(game, 300, seed=2)
     other.load_state_dict(state)
+    assert np.array_equal(other.frame(), shown)
     assert record(other, 300, seed=2) == expected
     game.load_state_dict(state)  # and back in the game itself
     assert record(game, 300, seed=2) == expected
+
+
+def test_a_saved_game_that_ends_on_the_next_frame_still_shows_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The maximum of two frames then takes the older one from before it was saved."""
+    spec = copy.copy(gymnasium.spec(BREAKOUT))
+    spec.kwargs = spec.kwargs | {"max_num_frames_per_episode": 81}
+    monkeypatch.setitem(gymnasium.registry, BREAKOUT, spec)
+    game, other = make_game(BREAKOUT), make_game(BREAKOUT)
+    game.reset(seed=3)  # two env steps of FIRE and of the action after it
+    for _ in range(18):
+        assert not game.step(2).truncated
+    other.load_state_dict(game.state_dict())
+    assert game.step(3).truncated and other.step(3).truncated
+    assert np.array_equal(other.frame(), game.frame())
+    without = make_game(BREAKOUT)
+    without.load_state_dict(game.state_dict() | {"screen": without.state_dict()["screen"]})
+    assert not np.array_equal(without.frame(), game.frame())
 
 
 # --- wrapper by wrapper, on an environment that counts ---------------------------------------
@@ -509,6 +532,50 @@ def test_ready_made_frames_are_only_stacked() -> None:
         step = game.step(1)
         assert np.array_equal(game.frame(), obs[-1])
         assert (step.reward, step.game_over) == (reward, terminated)
+
+
+class OneArray(gymnasium.Env[np.ndarray, int]):
+    """All environments of this kind give their observations in one array, over and over."""
+
+    observation_space = gymnasium.spaces.Box(0, 255, (84, 84), np.uint8)
+    action_space: gymnasium.Space[Any] = gymnasium.spaces.Discrete(2)
+    obs = np.zeros((84, 84), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, Any]:
+        self.obs.fill(seed or 0)
+        return self.obs, {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.obs.fill(100 + action)
+        return self.obs, 0.0, False, False, {}
+
+
+def make_one_array(monkeypatch: pytest.MonkeyPatch) -> Game:
+    spec = gymnasium.envs.registration.EnvSpec("OneArray-v0", OneArray)
+    monkeypatch.setitem(gymnasium.registry, "OneArray-v0", spec)
+    return make_game("OneArray-v0")
+
+
+def test_an_environment_may_write_its_next_observation_over_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    games = [make_one_array(monkeypatch) for _ in range(2)]
+    first = [game.reset(seed) for seed, game in enumerate(games, 1)]
+    assert [frame.max() for frame in first] == [1, 2]
+    for action, game in enumerate(games):
+        game.step(action)
+    assert [frame.max() for frame in frames_of(games, Screens(2))] == [100, 101]
+
+
+@pytest.mark.parametrize(
+    "space", [gymnasium.spaces.Discrete(2, start=1), gymnasium.spaces.Box(0, 1, (2,))]
+)
+def test_actions_that_are_not_numbered_from_0_are_refused(
+    space: gymnasium.Space[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OneArray, "action_space", space)
+    with pytest.raises(ConfigError, match=r"must take Discrete\(n\), numbered from 0"):
+        make_one_array(monkeypatch)
 
 
 def test_a_time_limit_is_saved_with_a_game_and_no_state_is_said_plainly(

@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
+from common.messages import EpisodeStats
 from common.metrics import COLUMNS, Metrics, Scores
+from common.network import network_for
+from common.policy_file import mean_score_of
+from learner.records import Records
 from tests.builders import config
 
 
@@ -120,3 +124,28 @@ def test_solved_needs_a_hundred_games_above_the_mark() -> None:
     assert scores.solved(19.5) and scores.is_new_best() and not scores.is_new_best()
     scores.add(-100.0)
     assert not scores.solved(19.5)
+
+
+def test_a_best_policy_that_could_not_be_written_is_tried_again_after_the_next_game(
+    tmp_path: Path,
+) -> None:
+    settings = config()
+    records, network = Records(settings, tmp_path, 0.0, None, 0, 0), network_for(settings)
+    obstacle = tmp_path / "best.safetensors"
+    (obstacle / "full").mkdir(parents=True)
+
+    def is_best(score: float) -> bool:
+        return records.game(EpisodeStats(score, 60, 0.1, 1), env_steps=1, updates=1)
+
+    assert [is_best(1.0) for _ in range(100)] == [False] * 99 + [True]
+    records.save_policy(network, 1, 1)
+    records.save_policy(network, 1, 1, "last")
+    assert "best" in records._policy_errors  # saving another is not saving this one
+    (obstacle / "full").rmdir()
+    obstacle.rmdir()
+    assert is_best(0.5)  # less than the mean that was not kept
+    records.save_policy(network, 1, 1)
+    assert not records._policy_errors
+    assert mean_score_of(obstacle) == records.scores.best_mean_100 == pytest.approx(0.995)
+    assert not is_best(0.5)
+    records.metrics.close()

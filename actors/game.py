@@ -97,7 +97,7 @@ def make_game(
 def game_for(config: Config, seed: int, screens: Screens) -> Game:
     """The game that a configuration describes, to be begun by reset(seed).
 
-    Raises ConfigError when it is not the game that the configuration was made for.
+    Raises ConfigError when it has another number of actions than the configuration says.
     """
     game = make_game(
         config.env,
@@ -278,17 +278,27 @@ class GymGame:
     def reset(self, seed: int | None = None) -> np.ndarray:
         self._score = 0.0
         obs, _ = self._env.reset(seed=seed)
-        self._obs[:] = obs  # a copy: the environment may write the next one over it
+        self._take(obs)
         return self.frame()
 
     def step(self, action: int) -> Step:
         obs, reward, terminated, truncated, _ = self._env.step(action)
-        self._obs[:] = obs
+        self._take(obs)
         over = bool(terminated or truncated)
         self._score += float(reward)
         if over:
             self.scores.append(self._score)
         return Step(float(reward), bool(terminated), bool(truncated), over)
+
+    def _take(self, obs: np.ndarray) -> None:
+        """A copy: the environment may write the next one over it."""
+        if obs.shape != FRAME_SHAPE or obs.dtype != np.uint8:
+            name = type(self._env.unwrapped).__name__
+            raise ConfigError(
+                f"{name} gave an observation of shape {obs.shape} and type {obs.dtype}, not what "
+                "its observation_space says: uint8 of shape (84, 84)."
+            )
+        self._obs[:] = obs
 
     def frame(self) -> np.ndarray:
         return self._obs.copy()

@@ -1,7 +1,8 @@
 """Ends of a program that are not bugs: one sentence for the user, and an exit code."""
 
 MISMATCH, AUTHENTICATION = 3, 4
-USER_ERRORS = frozenset({2, 3, 4, 5})  # exit codes of what is below: a sentence says it all
+# Exit codes whose sentence says it all and which no restart mends; not 1, which is a bug's too.
+USER_ERRORS = frozenset({2, 3, 4, 5})
 INTERRUPTED = 130  # what shells make of SIGINT
 
 

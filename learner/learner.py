@@ -55,7 +55,7 @@ class Learner:
         torch.set_num_threads(config.learner_threads)
         torch.manual_seed(config.seed)
         replay_device = device if config.replay_device == "cuda" else torch.device("cpu")
-        check_fits(config, *available_memory(replay_device), resume)
+        check_fits(config, *available_memory(replay_device), resume=resume)
         self.trainer = Trainer(config, device)
         gib = planned_bytes(config) / 2**30
         precision = "bfloat16" if self.trainer.online.in_bfloat16 else "float32"

@@ -83,7 +83,8 @@ class Records:
         self._rates.start_from({"env_steps": env_steps, "updates": updates})
         self._speed = self._update_speed = 0.0
         self._next_tick = self._ended_wall_seconds = self._next_warning = 0.0
-        self._policy_errors: dict[str, OSError] = {}  # by the file's name, while it stands
+        self._policy_errors: dict[str, OSError] = {}  # by the file's name, until they are told
+        self._kept_mean_100 = self.scores.best_mean_100  # of best.safetensors
         self._refused = 0
         self._first = (time.monotonic(), env_steps)
 
@@ -219,6 +220,7 @@ class Records:
         if found and time.monotonic() >= self._next_warning:
             self._next_warning = time.monotonic() + WARNING_PERIOD_SECONDS
             say(f"Could not write {'; '.join(found)}. Training goes on without.")
+            self._policy_errors.clear()
 
     def _line(self, learner: "Learner", values: dict[str, float]) -> str:
         loss = values.get("train/loss", math.nan)
@@ -262,16 +264,19 @@ class Records:
         try:
             save_policy(path, network, self.config, about)
             self._policy_errors.pop(name, None)
+            if name == "best":
+                self._kept_mean_100 = self.scores.best_mean_100
         except OSError as error:
             self._policy_errors[name] = error
-            if name == "best":  # not kept, so not to be beaten: the next game tries again
-                self.scores.best_mean_100 = mean_score_of(path)
+            if name == "best":  # not kept, so not to be beaten: the next game may try again
+                self.scores.best_mean_100 = self._kept_mean_100
 
     def finish(self, learner: "Learner", transport: LearnerEndpoint | None, reason: str) -> bool:
         """result.json and the last rows; says why the run ended. -> all of it written?"""
         config = self.config
-        best_exists = (self.run_dir / "best.safetensors").exists()
-        for name in ("last",) if best_exists else ("last", "best"):
+        self._policy_errors.clear()  # what could not be kept and is not the best any more
+        best_is_due = self.scores.is_new_best() or not (self.run_dir / "best.safetensors").exists()
+        for name in ("last", "best") if best_is_due else ("last",):
             self.save_policy(learner.trainer.policy, learner.updates, learner.inserted, name)
         wall = self._ended_wall_seconds or self.wall_seconds
         result = {
@@ -325,7 +330,7 @@ class Records:
 
     def epsilon(self, env_steps: int) -> float:
         """The actors' mean."""
-        actors = max(self.config.actor_count, 1)
+        actors = max(self.config.actor_count, 1) if self.config.epsilon_ladder else 1
         return sum(epsilon_of(self.config, i, env_steps) for i in range(actors)) / actors
 
     def _speed_now(self, env_steps: int) -> float:

@@ -269,7 +269,7 @@ def planned_bytes(config: Config) -> int:
     return planned_frames(config) * FRAME_BYTES + config.replay_transitions * per_transition
 
 
-def check_fits(config: Config, available_bytes: int, where: str, resume: bool = False) -> None:
+def check_fits(config: Config, available_bytes: int, where: str, *, resume: bool) -> None:
     """Raises ConfigError when the replay cannot fit into what is available.
 
     where: what that is, for the message. resume: a run goes on, so its replay's size is given.

@@ -277,11 +277,11 @@ def test_a_saved_game_that_ends_on_the_next_frame_still_shows_the_one_before(
     game.reset(seed=3)  # two env steps of FIRE and of the action after it
     for _ in range(18):
         assert not game.step(2).truncated
-    other.load_state_dict(game.state_dict())
-    assert game.step(3).truncated and other.step(3).truncated
+    saved, without = game.state_dict(), make_game(BREAKOUT)
+    other.load_state_dict(saved)
+    without.load_state_dict(saved | {"screen": without.state_dict()["screen"]})
+    assert all(one.step(3).truncated for one in (game, other, without))
     assert np.array_equal(other.frame(), game.frame())
-    without = make_game(BREAKOUT)
-    without.load_state_dict(game.state_dict() | {"screen": without.state_dict()["screen"]})
     assert not np.array_equal(without.frame(), game.frame())
 
 
@@ -565,6 +565,18 @@ def test_an_environment_may_write_its_next_observation_over_the_last(
     for action, game in enumerate(games):
         game.step(action)
     assert [frame.max() for frame in frames_of(games, Screens(2))] == [100, 101]
+
+
+@pytest.mark.parametrize(
+    "obs", [np.zeros((84, 84)), np.zeros(84, np.uint8), np.zeros((1, 84, 84), np.uint8)]
+)
+def test_observations_that_are_not_what_was_declared_are_refused(
+    obs: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    game = make_one_array(monkeypatch)
+    monkeypatch.setattr(OneArray, "obs", obs)
+    with pytest.raises(ConfigError, match="OneArray gave an observation of shape"):
+        game.reset(1)
 
 
 @pytest.mark.parametrize(

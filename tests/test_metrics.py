@@ -9,7 +9,8 @@ import pytest
 from common.messages import EpisodeStats
 from common.metrics import COLUMNS, Metrics, Scores
 from common.network import network_for
-from common.policy_file import mean_score_of
+from common.policy_file import mean_score_of, save_policy
+from learner.learner import Learner
 from learner.records import Records
 from tests.builders import config
 
@@ -149,3 +150,50 @@ def test_a_best_policy_that_could_not_be_written_is_tried_again_after_the_next_g
     assert mean_score_of(obstacle) == records.scores.best_mean_100 == pytest.approx(0.995)
     assert not is_best(0.5)
     records.metrics.close()
+
+
+def test_a_best_policy_that_was_lost_is_kept_at_the_end_if_it_still_is_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner(config(), tmp_path, resume=False, started=0.0)
+    records, full = learner.records, [False]
+
+    def save(*given: Any) -> None:
+        if full[0]:
+            raise OSError(28, "No space left on device")
+        save_policy(*given)
+
+    def play(score: float) -> None:
+        if records.game(EpisodeStats(score, 60, 0.1, 1), env_steps=1, updates=1):
+            learner.save_policy()
+
+    monkeypatch.setattr("learner.records.save_policy", save)
+    for _ in range(100):
+        play(1.0)
+    full[0] = True
+    play(21.0)
+    assert records.scores.best_mean_100 == 1.0  # what is kept
+    full[0] = False
+    assert records.finish(learner, None, "done")
+    assert mean_score_of(tmp_path / "best.safetensors") == pytest.approx(1.2)
+
+
+def test_a_best_policy_that_was_lost_and_beaten_by_the_one_kept_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = Learner(config(), tmp_path, resume=False, started=0.0)
+    records = learner.records
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for _ in range(100):
+        records.game(EpisodeStats(1.0, 60, 0.1, 1), env_steps=1, updates=1)
+    learner.save_policy()
+    with monkeypatch.context() as patched:
+        patched.setattr("learner.records.save_policy", full)
+        assert records.game(EpisodeStats(2.0, 60, 0.1, 1), env_steps=1, updates=1)
+        learner.save_policy()
+    assert not records.game(EpisodeStats(-21.0, 60, 0.1, 1), env_steps=1, updates=1)
+    assert records.finish(learner, None, "done")
+    assert mean_score_of(tmp_path / "best.safetensors") == 1.0

@@ -139,7 +139,10 @@ def test_planned_bytes_are_what_is_allocated_within_a_percent() -> None:
 def test_a_replay_larger_than_memory_is_refused_with_a_size_that_fits() -> None:
     big = config(replay_transitions=1_000_000)
     with pytest.raises(ConfigError, match=r"--replay-transitions \d+ or fewer"):
-        check_fits(big, 1 << 30, "memory")
+        check_fits(big, 1 << 30, "memory", resume=False)
+    with pytest.raises(ConfigError, match="goes on with the replay that it has"):
+        check_fits(big, 1 << 30, "memory", resume=True)
+    check_fits(big, 1 << 40, "memory", resume=True)
 
 
 def test_spread_frames_are_stored_frames() -> None:

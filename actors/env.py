@@ -2,7 +2,8 @@
 
 The stack is that of Lapan, Deep Reinforcement Learning Hands-On (the Pong DQN chapter), itself
 after OpenAI Baselines' `atari_wrappers`; `actors/game.py` gives the same frames faster, and the
-tests hold the two equal. Every wrapper speaks gymnasium's five-value step.
+tests hold the two equal. Every wrapper speaks gymnasium's five-value step. Below the wrappers:
+`open_env`, the bare environment of a name, and what is said where there is none to play.
 """
 
 from __future__ import annotations
@@ -290,7 +291,7 @@ def open_env(env_id: str, render_mode: str | None = None, seed: int | None = Non
                 "an environment that is not Atari must give uint8 of shape (84, 84)"
             )
         actions = env.action_space
-        if not isinstance(actions, gymnasium.spaces.Discrete) or actions.start != 0:
+        if not isinstance(actions, spaces.Discrete) or actions.start != 0:
             raise ConfigError(
                 f"{env_id} takes actions of {actions}: DQN chooses among n actions, so an "
                 "environment must take Discrete(n), numbered from 0"

@@ -107,6 +107,7 @@ def game_for(config: Config, seed: int, screens: Screens) -> Game:
         screens=screens,
     )
     if game.n_actions != config.n_actions:
+        game.close()
         raise ConfigError(
             f"{config.env} has {game.n_actions} actions here, the configuration says "
             f"{config.n_actions}: it was made with another game of this name."

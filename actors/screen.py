@@ -39,7 +39,7 @@ class Screens:
         return Screen(self, self.added - 1, ale)
 
     def _lay_out(self, rows: int, columns: int) -> None:
-        """pair: [2, k, words] u64, palette indices. changed: of pair[0] or pair[1] laid flat."""
+        """pair: [2, k, words] u64, palette indices; changed: which [k * words] of either half."""
         height = rows // 10  # of a tile, 11 rows resized; the first row of tiles is never seen
         self.seen = slice(18 * rows // 110, -(-102 * rows // 110))  # what rows 18:102 are made of
         words = (self.seen.stop - self.seen.start) * columns // 8

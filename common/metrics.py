@@ -27,7 +27,7 @@ class Scores:
     def __init__(self) -> None:
         self.last: collections.deque[float] = collections.deque(maxlen=SOLVED_GAMES)
         self.games = 0
-        self.best_mean_100 = float("-inf")
+        self.best_mean_100 = float("-inf")  # of the policy that was kept
 
     def add(self, score: float) -> None:
         self.last.append(score)
@@ -38,11 +38,8 @@ class Scores:
         return sum(self.last) / len(self.last) if self.last else float("nan")
 
     def is_new_best(self) -> bool:
-        """True when 100 games are behind their mean and it beats every earlier one."""
-        if self.games < SOLVED_GAMES or self.mean_100 <= self.best_mean_100:
-            return False
-        self.best_mean_100 = self.mean_100
-        return True
+        """Are 100 games behind their mean, and does it beat that of the policy kept?"""
+        return self.games >= SOLVED_GAMES and self.mean_100 > self.best_mean_100
 
     def solved(self, reward: float) -> bool:
         return self.games >= SOLVED_GAMES and self.mean_100 > reward

@@ -52,15 +52,12 @@ def load_policy(path: Path) -> Policy:
         if "config" in about:
             config = Config(**json.loads(about["config"]))
         else:
-            config = Config.from_json(path.absolute().parents[2] / "config.json")
+            config = Config.from_json(path.absolute().parent.parent.parent / "config.json")
             played = "policy." if config.policy_average_updates else "online."
             tensors = {n[len(played) :]: t for n, t in tensors.items() if n.startswith(played)}
         network = network_for(config)
         network.load_state_dict(tensors)
-    except (
-        *(OSError, SafetensorError, RuntimeError),
-        *(LookupError, TypeError, ValueError),
-    ) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"{path} is not a policy of this version ({type(error).__name__}: {error}): expected "
             "the best.safetensors or last.safetensors of a run, or a folder of its checkpoints."

@@ -84,7 +84,6 @@ class Records:
         self._speed = self._update_speed = 0.0
         self._next_tick = self._ended_wall_seconds = self._next_warning = 0.0
         self._policy_errors: dict[str, OSError] = {}  # by the file's name, until they are told
-        self._kept_mean_100 = self.scores.best_mean_100  # of best.safetensors
         self._refused = 0
         self._first = (time.monotonic(), env_steps)
 
@@ -97,7 +96,7 @@ class Records:
         self._updates.append(stats)
 
     def game(self, game: EpisodeStats, env_steps: int, updates: int) -> bool:
-        """A game is over. -> True when the 100-game mean is a new best."""
+        """A game is over. -> True when the 100-game mean is a new best: keep the policy."""
         self.scores.add(game.score)
         self._lengths.append(game.length_env_steps)
         mean, speed = self.scores.mean_100, self._speed_now(env_steps)
@@ -260,16 +259,14 @@ class Records:
             "env_steps": env_steps,
             "updates": updates,
         }
-        path = self.run_dir / f"{name}.safetensors"
         try:
-            save_policy(path, network, self.config, about)
-            self._policy_errors.pop(name, None)
-            if name == "best":
-                self._kept_mean_100 = self.scores.best_mean_100
-        except OSError as error:
+            save_policy(self.run_dir / f"{name}.safetensors", network, self.config, about)
+        except OSError as error:  # not kept, so not to be beaten: the next game may try again
             self._policy_errors[name] = error
-            if name == "best":  # not kept, so not to be beaten: the next game may try again
-                self.scores.best_mean_100 = self._kept_mean_100
+            return
+        self._policy_errors.pop(name, None)
+        if name == "best" and self.scores.is_new_best():
+            self.scores.best_mean_100 = self.scores.mean_100
 
     def finish(self, learner: "Learner", transport: LearnerEndpoint | None, reason: str) -> bool:
         """result.json and the last rows; says why the run ended. -> all of it written?"""

@@ -31,7 +31,7 @@ import argparse  # noqa: E402
 import contextlib  # noqa: E402
 import dataclasses  # noqa: E402
 import shlex  # noqa: E402
-from collections.abc import Callable  # noqa: E402
+from collections.abc import Callable, Iterator  # noqa: E402
 from functools import partial  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -40,7 +40,12 @@ from common.address import remove_socket  # noqa: E402
 from common.config import VERSION, Config  # noqa: E402
 from common.console import say  # noqa: E402
 from common.errors import ConfigError, NoCheckpoint, UserError  # noqa: E402
-from common.lifeline import Heartbeats, StopSignal, die_with_parent  # noqa: E402
+from common.lifeline import (  # noqa: E402
+    Heartbeats,
+    StopSignal,
+    die_with_parent,
+    stop_signals,
+)
 from common.presets import did_you_mean  # noqa: E402
 from common.run_folder import (  # noqa: E402
     has_checkpoint,
@@ -80,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"volley: {error}", error=True)
         return error.exit_code
     except KeyboardInterrupt:
-        say(NOT_BEGUN, error=True)
+        say(NOT_BEGUN if verb == "train" else "Interrupted.", error=True)
         return INTERRUPTED
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in LIBRARIES:
@@ -145,10 +150,11 @@ def supervise(config: Config, run_dir: Path, resume: bool, began: Callable[[], N
         supervisor = Supervisor(
             learner_spec, actor_spec, config.actor_count, beats, logs=logs, log=log
         )
-        code = supervisor.run()
-        if supervisor.learner_began:
-            began()
-        return code
+        try:
+            return supervisor.run()
+        finally:
+            if supervisor.learner_began:
+                began()
 
 
 def train_in_lock_step(
@@ -157,7 +163,7 @@ def train_in_lock_step(
     """Everything in this process, one thing at a time: the asynchronous form's oracle."""
     # Before torch is imported; too late for what glibc reads, which costs nothing but time.
     os.environ.update(learner_environment(config))
-    stop = StopSignal(*STOPS)
+    stop = StopSignal(*stop_signals())
     from actors.player import Player
     from learner.learner import Learner, finish
 
@@ -168,7 +174,9 @@ def train_in_lock_step(
     began()
     reason, saved = "", time.monotonic()
     while not reason:
-        for chunk in player.step(epsilon_of(config, 0, learner.inserted)):
+        with games_stay():
+            chunks = player.step(epsilon_of(config, 0, learner.inserted))
+        for chunk in chunks:
             learner.insert(chunk)
             while learner.may_sample():
                 learner.update()
@@ -179,7 +187,7 @@ def train_in_lock_step(
         if 0 < config.checkpoint_period_seconds < time.monotonic() - saved:
             learner.save_now()
             saved = time.monotonic()
-        reason = stop.reason or learner.records.finished(learner.inserted)
+        reason = learner.records.finished(learner.inserted, stop.reason)
     all_written = finish(learner, None, reason)
     player.close()
     return 1 if not all_written else INTERRUPTED if stop.reason else 0
@@ -218,9 +226,16 @@ def actor(words: list[str]) -> int:
 
     beats = Heartbeats.open(run_dir / "heartbeats")
     slot = int(actor_id)
-    try:
+    with games_stay():
         return run_actor(config, run_dir, slot, int(incarnation), lambda: beats.beat(slot))
-    except SystemExit as left:  # 0 is for who was told goodbye
+
+
+@contextlib.contextmanager
+def games_stay() -> Iterator[None]:
+    """A game that ends its process is a bug, not an end: 0 is for who was told goodbye."""
+    try:
+        yield
+    except SystemExit as left:
         raise RuntimeError("the game wanted to end its process") from left
 
 

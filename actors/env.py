@@ -46,10 +46,6 @@ SKIP = 4  # emulator frames per env_step
 SCREENS = ((210, 160, 3), (250, 160, 3))  # what ProcessFrame84 is defined on, [rows, columns, RGB]
 
 
-class UnknownGame(ConfigError):
-    """No environment of that name is registered."""
-
-
 class NoopResetEnv(gymnasium.Wrapper):
     """Starts an episode with 1..noop_max no-ops, drawn from the environment's own generator."""
 
@@ -261,7 +257,7 @@ class SeededAtariEnv(AtariEnv):
         return super().reset(seed=None if seed == loaded else seed, options=options)
 
 
-def open_env(env_id: str, render_mode: str | None = None, seed: int | None = None) -> Env:
+def open_env(env_id: str, seed: int | None = None) -> Env:
     """The bare environment, checked: an Atari game with a fixed skip, or ready-made frames.
 
     seed: what its first reset will be given, if that is known: then that reset is quicker.
@@ -270,11 +266,12 @@ def open_env(env_id: str, render_mode: str | None = None, seed: int | None = Non
         warnings.filterwarnings("ignore", ".*is out of date")  # v0 differs from v4, and is wanted
         warnings.filterwarnings("ignore", ".*Using the latest versioned environment")
         try:
-            # The checker only warns, at each step's cost. Not every environment can render.
-            options: dict[str, Any] = {"render_mode": render_mode} if render_mode else {}
-            env = gymnasium.make(_seeded(env_id, seed), disable_env_checker=True, **options)
-        except (gymnasium.error.Error, ModuleNotFoundError, ValueError) as error:
-            raise UnknownGame(_unknown(env_id, error)) from error
+            # The checker only warns, at each step's cost.
+            env = gymnasium.make(_seeded(env_id, seed), disable_env_checker=True)
+        except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
+            raise ConfigError(_unknown(env_id, error)) from error
+        except (gymnasium.error.Error, ValueError) as error:  # of its form, or from the game itself
+            raise ConfigError(f"{env_id!r} cannot be made: {error}") from error
     bare = env.unwrapped
     if isinstance(bare, AtariEnv):
         check_screen(bare.observation_space.shape)
@@ -331,14 +328,13 @@ def make_env(
     episodic_life: bool = False,
     clip_rewards: bool = False,
     scale: bool = False,
-    render_mode: str | None = None,
 ) -> Env:
     """The wrapped game: observations [4, 84, 84] u8, or float32 in [0, 1] with `scale`.
 
     The defaults are the book's stack but for its scaling. An environment that is not Atari is
     stacked, scaled and clipped only: lives and no-ops are Atari's.
     """
-    env = open_env(env_id, render_mode)
+    env = open_env(env_id)
     bare = env.unwrapped
     if isinstance(bare, AtariEnv):
         if noop_max:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import torch
 
-from actors.game import Game, frames_of, game_for, game_seed
+from actors.game import AtariGame, Game, frames_of, game_for, game_seed
 from actors.observations import Observations
 from actors.policy import epsilon_greedy
 from actors.screen import Screens
@@ -19,8 +19,9 @@ def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
 
     Pong is deterministic: without a random start all greedy games would be the same one. So each
     begins with 0 to 30 env steps of doing nothing. (No-ops of single frames would also shift the
-    phase of the frame skip, which a policy trained without them has never seen.) All games run
-    side by side and each is played once, so short games are not favoured.
+    phase of the frame skip, which a policy trained without them has never seen.) A game that is not
+    Atari begins as its seed has it: action 0 may be a move there. All games run side by side and
+    each is played once, so short games are not favoured.
     """
     torch.set_num_threads(1)
     config = policy.config
@@ -36,6 +37,7 @@ def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
     scores = np.zeros(games)
     alive = np.arange(games)
     idle_env_steps = rng.integers(MAX_IDLE_ENV_STEPS + 1, size=games)
+    idle_env_steps *= isinstance(running[0], AtariGame)
     for env_step in itertools.count():
         actions = epsilon_greedy(policy.network, seen.obs[alive], 0.0, rng)
         actions[env_step < idle_env_steps[alive]] = 0

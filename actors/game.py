@@ -21,6 +21,7 @@ from actors.env import SKIP, Env, has_fire, open_env
 from actors.screen import Screens
 from common.config import FRAME_SHAPE, Config
 from common.errors import ConfigError
+from common.messages import MAX_RETURN
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def make_game(
     seed: what the first reset() will be given, if that is known: then that reset is quicker.
     screens: to have an Atari game's among, for `frames_of`.
 
-    Raises ConfigError (UnknownGame where the name is) when there is no such game to play.
+    Raises ConfigError when there is no such game to play.
     """
     env = open_env(env_id, seed=seed)
     bare = env.unwrapped
@@ -285,6 +286,12 @@ class GymGame:
     def step(self, action: int) -> Step:
         obs, reward, terminated, truncated, _ = self._env.step(action)
         self._take(obs)
+        if not abs(float(reward)) <= MAX_RETURN:  # not a number, perhaps
+            name = type(self._env.unwrapped).__name__
+            raise ConfigError(
+                f"{name} gave a reward of {reward}, expected one between -{MAX_RETURN:g} and "
+                f"{MAX_RETURN:g}."
+            )
         over = bool(terminated or truncated)
         self._score += float(reward)
         if over:

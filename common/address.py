@@ -19,24 +19,28 @@ def check_bind(bind: str, keys: str) -> None:
     """
     if not bind:
         return
-    match = re.fullmatch(r"tcp://(\[[0-9a-fA-F:.]+\]|[^:\[\]]+):(\d+)", bind)
-    if not match or not 0 < int(match[2]) < 65536:
+    match = re.fullmatch(r"tcp://(\[[0-9a-fA-F:.]+\]|[0-9.]+|\*|localhost):(\d+)", bind)
+    host = _ip_address(match[1]) if match else None
+    if not match or not host or not 0 < int(match[2]) < 65536:
         raise ConfigError(
-            f"--bind is {bind!r}, expected tcp://HOST:PORT with a port of 1 to 65535, for example "
-            "tcp://127.0.0.1:5555."
+            f"--bind is {bind!r}, expected tcp://ADDRESS:PORT with an IP address, * or localhost, "
+            "and a port of 1 to 65535, for example tcp://127.0.0.1:5555."
         )
-    if not _loopback(match[1]) and not keys:
+    if not host.is_loopback and not keys:
         raise ConfigError(
             f"--bind {bind} can be reached from other machines: make keys with "
             "`launch.py keys FOLDER` and pass --keys FOLDER."
         )
 
 
-def _loopback(host: str) -> bool:
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None where it is none: ZeroMQ would take it for a network interface, whose name no actor
+    can connect to."""
+    meaning = {"*": "0.0.0.0", "localhost": "127.0.0.1"}
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(meaning.get(host, host.strip("[]")))
     except ValueError:
-        return host == "localhost"
+        return None
 
 
 def remove_socket(run_dir: Path) -> None:

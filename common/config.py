@@ -60,9 +60,9 @@ class Config:
     epsilon_start: float = 1.0
     """Exploration at env step 0."""
     epsilon_final: float = 0.002
-    """Exploration from epsilon_decay_env_steps on."""
+    """Exploration when the decay is over."""
     epsilon_decay_env_steps: int = 120_000
-    """Length of the linear decay, counted over all actors."""
+    """Env steps of all actors in which epsilon falls by 1, down to epsilon_final."""
     epsilon_ladder: bool = False
     """Give actor i of N a constant epsilon of its own: 0.4^(1 + 7 i / (N - 1)), as Ape-X does."""
     n_step: int = 5

@@ -94,7 +94,7 @@ class ActorEndpoint:
         return fresh
 
     def first_weights(self) -> Weights:
-        """Wait for the weights to begin with. Raises LearnerGone when none come."""
+        """Wait for the weights to begin with. Raises Refused or LearnerGone."""
         while not (weights := self.poll()):
             self._receive(100)
             self._on_wait()

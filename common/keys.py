@@ -3,7 +3,7 @@
 A key folder holds, made by `launch.py keys FOLDER`:
   learner.secret, learner.public      the learner's pair
   actor.secret, actor.public          the pair of its actors
-  authorized/*.public                 the actors let in; remove a file to revoke a key
+  authorized/*.public                 the actors let in; to revoke a key, remove a file and restart
 Secrets are created 0600 and refused when others can read them.
 """
 

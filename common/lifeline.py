@@ -69,6 +69,12 @@ class Heartbeats:
             self._path.unlink(missing_ok=True)
 
 
+def stop_signals() -> list[signal.Signals]:
+    """What asks for an orderly end; a terminal that closes does too, but for `nohup`."""
+    hangup = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hangup else [])]
+
+
 class StopSignal:
     """The first of these signals asks for an orderly end; `reason` says so from then on.
 

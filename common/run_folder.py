@@ -95,7 +95,7 @@ def settings_on_trial(run_dir: Path, config: Config) -> Iterator[Callable[[], No
         yield keep
     finally:
         if not kept and before is None:
-            path.unlink()
+            path.unlink(missing_ok=True)
         elif not kept and before is not None:
             replace_file(path, before)
 

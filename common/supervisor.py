@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import select
@@ -17,13 +18,14 @@ from types import FrameType
 from typing import IO
 
 from common.errors import INTERRUPTED, USER_ERRORS
-from common.lifeline import Heartbeats
+from common.lifeline import Heartbeats, stop_signals
 
 GAVE_UP = 1
 ACTOR_GRACE_SECONDS = 3.0
 BACKOFF_LIMIT_SECONDS = 8.0
 HEALTHY_LIFE_SECONDS = 10.0  # an actor that lived this long starts again at the first backoff
 LOOK_PERIOD_SECONDS = 1.0
+AWAY_SECONDS = 5.0  # a look that should come after one second and took so long: we were stopped
 KILL_WAIT_SECONDS = 5.0
 ECHO_SECONDS = 0.1  # `timeout` signals the process, then its group: that is one request, not two
 
@@ -56,7 +58,7 @@ class _Child:
 
     def start(self, spec: ChildSpec, logs: Path, *, to_console: bool) -> None:
         self.name, self.slot = spec.name, spec.slot
-        self.log = logs / f"{spec.name}.{self.incarnation}.log"
+        self.log = _unused(logs, spec.name)
         with _open_log(self.log) as log:  # a file, since a full pipe would block the child
             self.process = subprocess.Popen(
                 spec.argv,
@@ -112,6 +114,7 @@ class Supervisor:
         self._stop_requests, self._last_stop = 0, -math.inf
         self._ending: int | None = None  # the exit code, decided before the learner has gone
         self._deadline = math.inf  # of the ending
+        self._looked = self._awake = -math.inf  # at what is watched; since this moment
         self._shown = ""
 
     @property
@@ -133,6 +136,7 @@ class Supervisor:
         self.logs.mkdir(parents=True, exist_ok=True)
         with _wakeups(self._on_stop) as wakeups:
             try:
+                self._looked = self._awake = time.monotonic()
                 self._start(self._learner)
                 while (code := self._look()) is None:
                     _wait(wakeups, self._next_deadline())
@@ -149,6 +153,9 @@ class Supervisor:
 
     def _look(self) -> int | None:
         """One look at everything: act on what is due; the exit code when nothing is left to do."""
+        before, self._looked = self._looked, time.monotonic()
+        if self._looked - before > AWAY_SECONDS:  # and so were the others, perhaps: not their fault
+            self._awake = self._looked
         if self._stop_requests > 1:
             return INTERRUPTED
         if self._stop_requests:
@@ -171,7 +178,7 @@ class Supervisor:
 
     def _next_deadline(self) -> float:
         starts = (actor.start_at for actor in self._actors if actor.start_at is not None)
-        return min(time.monotonic() + LOOK_PERIOD_SECONDS, self._deadline, *starts)
+        return min([time.monotonic() + LOOK_PERIOD_SECONDS, *starts])
 
     def _start(self, child: _Child) -> None:
         spec = child.make(child.incarnation)
@@ -190,13 +197,12 @@ class Supervisor:
         for child in (self._learner, *self._actors):
             if child.process is None or child.slot is None:
                 continue
-            age = self.heartbeats.age_seconds(child.slot)
-            life = time.monotonic() - child.started
-            limit = self.start_seconds if age == math.inf else self.stall_seconds
-            if min(age, life) <= limit:
+            silence = self._silence(child)
+            limit = self.stall_seconds if self._has_beaten(child) else self.start_seconds
+            if silence <= limit:
                 child.stuck = ""
             elif not child.stuck:
-                child.stuck = f"made no progress for {min(age, life):.1f} s"
+                child.stuck = f"made no progress for {silence:.1f} s"
                 if child is self._learner:  # it holds the run's memory: never ours to kill
                     self._say(f"the learner {child.stuck}; waiting for it")
                 else:
@@ -261,8 +267,11 @@ class Supervisor:
         return child.slot is None or self.heartbeats.age_seconds(child.slot) < math.inf
 
     def _silence(self, child: _Child) -> float:
-        """Seconds since its last sign of life."""
-        return math.inf if child.slot is None else self.heartbeats.age_seconds(child.slot)
+        """Seconds since its last sign of life, in which it could have given one."""
+        if child.slot is None:
+            return math.inf
+        awake = time.monotonic() - max(child.started, self._awake)
+        return min(awake, self.heartbeats.age_seconds(child.slot))
 
     def _end_actors(self, wakeups: int) -> None:
         """The learner has gone: its actors get a short time to leave by themselves."""
@@ -297,6 +306,12 @@ class Supervisor:
             self.log(text)
 
 
+def _unused(logs: Path, name: str) -> Path:
+    """Its next log: what an earlier life said, or an earlier part of the run, is kept."""
+    numbered = (logs / f"{name}.{number}.log" for number in itertools.count())
+    return next(path for path in numbered if not path.exists())
+
+
 def _open_log(path: Path) -> IO[bytes]:
     """The file, or nothing on a disk that takes no more: a child is worth more than words."""
     try:
@@ -329,9 +344,7 @@ def _describe(code: int) -> str:
 @contextmanager
 def _wakeups(on_stop: Callable[[int, FrameType | None], None]) -> Iterator[int]:
     """Yields a descriptor that turns readable at each signal of interest, so none can be missed."""
-    stops = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's wish is kept
-        stops.append(signal.SIGHUP)
+    stops = stop_signals()
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     os.set_blocking(writer, False)

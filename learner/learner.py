@@ -262,7 +262,7 @@ def learn(
         if 0 < period < time.monotonic() - saved:
             saved = time.monotonic()
             learner.save()
-        reason = stop.reason or learner.records.finished(learner.inserted)
+        reason = learner.records.finished(learner.inserted, stop.reason)
     return reason
 
 

@@ -135,11 +135,11 @@ class Records:
         if due or not self._next_tick:
             self._next_tick = (now // period + 1) * period
 
-    def finished(self, env_steps: int) -> str:
-        """Why the run is over, or ''."""
-        reason = self._reason(env_steps)
+    def finished(self, env_steps: int, told: str) -> str:
+        """Why the run is over, or ''. told: why it was asked to end, or ''."""
+        reason = told or self._reason(env_steps)
         if reason:
-            self._ended_wall_seconds = self.wall_seconds  # the last checkpoint is not learning
+            self._ended_wall_seconds = self.wall_seconds
         return reason
 
     def _reason(self, env_steps: int) -> str:
@@ -154,8 +154,9 @@ class Records:
 
     @property
     def wall_seconds(self) -> float:
-        """Of the whole run: from the command's start, interruptions left out."""
-        return self.wall_before + time.monotonic() - self._started
+        """Of the whole run: from the command's start, interruptions left out, to the end of
+        learning: the last checkpoint is not counted."""
+        return self._ended_wall_seconds or self.wall_before + time.monotonic() - self._started
 
     # -- what is written ------------------------------------------------------------------------
 
@@ -272,10 +273,12 @@ class Records:
         """result.json and the last rows; says why the run ended. -> all of it written?"""
         config = self.config
         self._policy_errors.clear()  # what could not be kept and is not the best any more
-        best_is_due = self.scores.is_new_best() or not (self.run_dir / "best.safetensors").exists()
-        for name in ("last", "best") if best_is_due else ("last",):
+        # Before 100 games there is no best: it is the last one then, each time the run is left.
+        kept = math.isfinite(self.scores.best_mean_100)
+        kept = kept and (self.run_dir / "best.safetensors").exists()
+        for name in ("last",) if kept and not self.scores.is_new_best() else ("last", "best"):
             self.save_policy(learner.trainer.policy, learner.updates, learner.inserted, name)
-        wall = self._ended_wall_seconds or self.wall_seconds
+        wall = self.wall_seconds
         result = {
             "solved": self.solved,
             "reason": reason,

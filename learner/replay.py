@@ -61,7 +61,7 @@ class Sampler(Protocol):
         ...
 
     def update(self, ids: np.ndarray, td_errors: np.ndarray) -> None:
-        """What training on `ids` [B] i64 gave, [B] f32; some may have been evicted since."""
+        """What training on `ids` [B] i64 gave, [B] f32."""
         ...
 
     def state_dict(self, first_id: int, end_id: int) -> dict[str, Any]:

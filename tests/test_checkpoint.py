@@ -1,6 +1,7 @@
 """Checkpoints: exact, verified, and never worse than the one before."""
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,13 +25,14 @@ from learner.checkpoint import (
 )
 from learner.replay import Replay, UniformSampler
 from tests.builders import CATCH, chunk_of, config
+from tests.catch import Catch
 
 TIME_COLUMNS = ("wall_seconds", "env_steps_per_second", "updates_per_second")
 
 
 @pytest.fixture
 def signals_restored() -> Iterator[None]:
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
@@ -355,6 +357,23 @@ def test_a_run_whose_ring_was_lost_fills_it_again(tmp_path: Path) -> None:
     assert not learner.may_sample()
     assert learner.insert_limit() >= learner.inserted + settings.batch_size
     learner.records.metrics.close()
+
+
+@pytest.mark.usefixtures("signals_restored")
+def test_lock_step_saves_when_its_terminal_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests may run under nohup
+    play, hang_up = Catch.step, iter([*[False] * 300, True])
+
+    def step(self: Catch, action: int) -> Any:
+        if next(hang_up, False):
+            os.kill(os.getpid(), signal.SIGHUP)
+        return play(self, action)
+
+    monkeypatch.setattr(Catch, "step", step)
+    assert lock_step(tmp_path, "--max-env-steps", "5000") == 130
+    assert json.loads((tmp_path / "result.json").read_text())["reason"] == "Told to stop."
 
 
 def test_lock_step_with_a_game_that_cannot_be_saved_says_so_first(

@@ -1,6 +1,7 @@
 """The wrappers against the table written out plainly, and the fast game against the wrappers."""
 
 import copy
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,6 @@ from actors.env import (
     NoopResetEnv,
     ProcessFrame84,
     ScaledFloatFrame,
-    UnknownGame,
     make_env,
 )
 from actors.game import Game, GymGame, frames_of, make_game
@@ -483,13 +483,24 @@ def test_a_screen_of_another_size_is_refused_by_its_size(shape: tuple[int, ...])
 @pytest.mark.parametrize("make", [make_env, make_game])
 class TestBothDoors:
     def test_an_unknown_name_is_answered_with_the_closest(self, make: Callable[..., Any]) -> None:
-        with pytest.raises(UnknownGame, match=r"^no game is called 'PongNoFramskip-v4'; .*") as got:
+        with pytest.raises(ConfigError, match=r"^no game is called 'PongNoFramskip-v4'; .*") as got:
             make("PongNoFramskip-v4")
         assert PONG in str(got.value)
-        with pytest.raises(UnknownGame, match="ALE/Pong-v5"):
+        with pytest.raises(ConfigError, match="ALE/Pong-v5"):
             make("pong")
-        with pytest.raises(UnknownGame, match=r"tests\.nowhere"):
+        with pytest.raises(ConfigError, match=r"tests\.nowhere"):
             make("tests.nowhere:Catch-v0")
+
+    def test_an_error_of_the_game_itself_is_not_called_an_unknown_name(
+        self, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken() -> gymnasium.Env[Any, Any]:
+            raise ValueError("it needs a level")
+
+        spec = gymnasium.envs.registration.EnvSpec("Broken-v0", broken)
+        monkeypatch.setitem(gymnasium.registry, "Broken-v0", spec)
+        with pytest.raises(ConfigError, match="'Broken-v0' cannot be made: it needs a level"):
+            make("Broken-v0")
 
     def test_a_random_skip_is_refused(self, make: Callable[..., Any]) -> None:
         with pytest.raises(ValueError, match="Pong-v4 repeats actions a random number"):
@@ -540,6 +551,7 @@ class OneArray(gymnasium.Env[np.ndarray, int]):
     observation_space = gymnasium.spaces.Box(0, 255, (84, 84), np.uint8)
     action_space: gymnasium.Space[Any] = gymnasium.spaces.Discrete(2)
     obs = np.zeros((84, 84), np.uint8)
+    reward = 0.0
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, Any]:
         self.obs.fill(seed or 0)
@@ -547,7 +559,7 @@ class OneArray(gymnasium.Env[np.ndarray, int]):
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self.obs.fill(100 + action)
-        return self.obs, 0.0, False, False, {}
+        return self.obs, self.reward, False, False, {}
 
 
 def make_one_array(monkeypatch: pytest.MonkeyPatch) -> Game:
@@ -577,6 +589,17 @@ def test_observations_that_are_not_what_was_declared_are_refused(
     monkeypatch.setattr(OneArray, "obs", obs)
     with pytest.raises(ConfigError, match="OneArray gave an observation of shape"):
         game.reset(1)
+
+
+@pytest.mark.parametrize("reward", [math.nan, -math.inf, 1e7])
+def test_rewards_that_cannot_be_learned_from_are_refused(
+    reward: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    game = make_one_array(monkeypatch)
+    game.reset(1)
+    monkeypatch.setattr(OneArray, "reward", reward)
+    with pytest.raises(ConfigError, match=f"OneArray gave a reward of {reward}, expected"):
+        game.step(0)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -180,7 +182,7 @@ BAD_INPUT = [
     (["--samples-per-insert-tolerance", "1"], 2, "would deadlock"),
     (["--replay-transitions", "900000000"], 2, "or fewer."),
     (["--bind", "tcp://*:5555"], 2, "launch.py keys"),
-    (["--bind", "tcp://127.0.0.1:*"], 2, "with a port of 1 to 65535"),
+    (["--bind", "tcp://127.0.0.1:*"], 2, "a port of 1 to 65535"),
     (["--n-actions", "3"], 2, "unrecognized arguments"),
     (["--run-dir", "/proc/no/such"], 2, "Cannot make the run folder"),
     (["--resume", "/no/such/run"], 2, "There is no run in /no/such/run"),
@@ -227,6 +229,29 @@ def test_an_unknown_key_ends_the_run_with_its_own_exit_code(tmp_path: Path) -> N
     assert code == 4, output
     assert "its key is not among the learner's authorized" in output
     assert "Traceback" not in output
+
+
+def test_a_game_that_ends_its_process_is_a_bug_in_lock_step_too(tmp_path: Path) -> None:
+    words = ["--actors", "0", "--env", "tests.catch:Catch-v0", "--run-dir", str(tmp_path)]
+    code = (
+        "import sys, launch, tests.catch\n"
+        "tests.catch.Catch.step = lambda self, action: sys.exit()\n"
+        f"sys.exit(launch.main({words}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1, done
+    assert "RuntimeError: the game wanted to end its process" in done.stderr
+
+
+def test_what_the_run_said_before_is_kept_on_resume(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    for words in ((*QUICK, "--max-env-steps", "300"), ("--max-env-steps", "400")):
+        where = "--resume" if logs.exists() else "--run-dir"
+        code, output = run(where, str(tmp_path), *words)
+        assert code == 0, output
+    assert {"learner.0.log", "learner.1.log"} <= {path.name for path in logs.iterdir()}
 
 
 def test_a_resume_that_cannot_begin_changes_nothing(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """Records: written, trimmed at resume, and never a reason for a run to die."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from common.messages import EpisodeStats
 from common.metrics import COLUMNS, Metrics, Scores
 from common.network import network_for
-from common.policy_file import mean_score_of, save_policy
+from common.policy_file import load_policy, mean_score_of, save_policy
 from learner.learner import Learner
 from learner.records import Records
 from tests.builders import config
@@ -178,6 +180,31 @@ def test_a_best_policy_that_was_lost_is_kept_at_the_end_if_it_still_is_the_best(
     full[0] = False
     assert records.finish(learner, None, "done")
     assert mean_score_of(tmp_path / "best.safetensors") == pytest.approx(1.2)
+
+
+def test_before_100_games_the_best_policy_is_the_last_one(tmp_path: Path) -> None:
+    for part in range(2):  # of a run that is left early each time
+        learner = Learner(config(), tmp_path, resume=False, started=0.0)
+        with torch.no_grad():
+            learner.trainer.online.first.weight.add_(part)
+        assert learner.records.finish(learner, None, "told to stop")
+    best, last = (load_policy(tmp_path / f"{name}.safetensors") for name in ("best", "last"))
+    assert torch.equal(best.network.first.weight, last.network.first.weight)
+
+
+@pytest.mark.parametrize("told", ["", "Told to stop."])
+def test_the_time_of_a_run_ends_with_its_learning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
+    learner = Learner(config(max_env_steps=5), tmp_path, resume=False, started=1000.0)
+    clock[0] = 1060.0
+    assert not learner.records.finished(4, "")
+    assert learner.records.finished(4 if told else 5, told)
+    clock[0] = 1090.0  # the last checkpoint was long in writing
+    assert learner.records.finish(learner, None, told)
+    assert json.loads((tmp_path / "result.json").read_text())["wall_seconds"] == 60.0
 
 
 def test_a_best_policy_that_was_lost_and_beaten_by_the_one_kept_is_no_error(

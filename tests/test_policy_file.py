@@ -2,14 +2,17 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from actors.evaluator import evaluate
 from common.errors import ConfigError
 from common.network import network_for
-from common.policy_file import load_policy, mean_score_of, save_policy
-from tests.builders import config
+from common.policy_file import Policy, load_policy, mean_score_of, save_policy
+from tests.builders import CATCH, config
+from tests.catch import Catch
 
 
 def test_a_policy_comes_back_with_its_configuration(tmp_path: Path) -> None:
@@ -22,6 +25,25 @@ def test_a_policy_comes_back_with_its_configuration(tmp_path: Path) -> None:
         assert torch.equal(policy.network.state_dict()[name], tensor)
     assert mean_score_of(path) == 19.54
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_game_that_is_not_atari_is_the_policys_own_from_its_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = config(env=CATCH, n_actions=3, dueling=False)
+    network = network_for(settings)
+    with torch.no_grad():  # of the three, it always takes the last
+        network.advantage[-1].weight.zero_()
+        network.advantage[-1].bias.copy_(torch.arange(3.0))
+    play, taken = Catch.step, set()
+
+    def step(self: Catch, action: int) -> Any:
+        taken.add(action)
+        return play(self, action)
+
+    monkeypatch.setattr(Catch, "step", step)
+    assert len(evaluate(Policy(network, settings), games=3, seed=1)) == 3
+    assert taken == {2}
 
 
 @pytest.mark.parametrize("about", [{"mean_score_100": 21.0, "games": 99}, {}])

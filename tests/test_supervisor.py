@@ -1,6 +1,7 @@
 """The supervisor over real, tiny processes; run as a script, this file is a whole run itself."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
+
+from common import supervisor
 from common.lifeline import Heartbeats
 from common.supervisor import ChildSpec, Supervisor, last_words
 
@@ -216,6 +220,30 @@ def test_a_stopped_actor_is_replaced(tmp_path: Path) -> None:
     assert "actor-0 made no progress for" in run.text
 
 
+def test_a_run_that_was_frozen_as_a_whole_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait, stall = supervisor._wait, 0.5
+
+    def freeze_once(wakeups: int, deadline: float) -> None:
+        if (playing := pids(tmp_path, "actor0-0")) and not pids(tmp_path, "thawed"):
+            os.kill(playing[0], signal.SIGSTOP)
+            time.sleep(2 * stall)
+            (tmp_path / f"thawed.{os.getpid()}").touch()
+            os.kill(playing[0], signal.SIGCONT)
+        else:
+            wait(wakeups, deadline)
+
+    monkeypatch.setattr(supervisor, "_wait", freeze_once)
+    monkeypatch.setattr(supervisor, "AWAY_SECONDS", stall)
+    monkeypatch.setattr(supervisor, "LOOK_PERIOD_SECONDS", 0.05)
+    actor = f'{BEATS}\nheartbeats.beat(number); here("actor0-0"); play()'
+    run = Run(tmp_path, 'wait_for("thawed"); time.sleep(0.3)', actor)
+    run.slots = True
+    assert run.go(stall_seconds=stall) == 0
+    assert run.said == [] and run.restarts == 0
+
+
 def test_an_actor_that_never_beats_is_replaced_until_it_is_given_up(tmp_path: Path) -> None:
     run = Run(tmp_path, SAVES, PLAYS)
     run.slots = True
@@ -273,7 +301,16 @@ def test_a_learner_that_does_not_save_in_time_is_killed(tmp_path: Path) -> None:
     assert "did not end within" in run.text and all_gone(tmp_path)
 
 
-def test_a_learner_that_shows_life_may_save_for_longer(tmp_path: Path) -> None:
+def test_a_learner_that_shows_life_may_save_for_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, wait = [], supervisor._wait
+
+    def counted(wakeups: int, deadline: float) -> None:
+        waits.append(deadline)
+        wait(wakeups, deadline)
+
+    monkeypatch.setattr(supervisor, "_wait", counted)
     saving = f"""
 {BEATS}
 def save(signum, frame):
@@ -286,6 +323,7 @@ signal.signal(signal.SIGTERM, save); heartbeats.beat(number); here("learner"); f
     run.learner_slot = True
     assert run.go(grace_seconds=0.3) == 4
     assert pids(tmp_path, "saved") and "did not end within" not in run.text
+    assert len(waits) < 20  # asleep meanwhile: the learner has the core
 
 
 def test_children_die_with_a_killed_supervisor(tmp_path: Path) -> None:

@@ -490,7 +490,7 @@ def test_secret_keys_that_others_can_read_are_refused(tmp_path: Path) -> None:
         create_keys(tmp_path / "keys")
 
 
-@pytest.mark.parametrize("address", ["tcp://*:5555", "tcp://0.0.0.0:1", "tcp://127.example.org:1"])
+@pytest.mark.parametrize("address", ["tcp://*:5555", "tcp://0.0.0.0:1", "tcp://[::]:1"])
 def test_a_bind_beyond_this_machine_needs_keys(address: str) -> None:
     with pytest.raises(ConfigError, match=r"launch\.py keys"):
         check_bind(address, "")
@@ -503,8 +503,12 @@ def test_a_bind_on_this_machine_needs_none(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["tcp://127.0.0.1:*", "tcp://127.0.0.1", "tcp://::1:5", "5555", "ipc:///tmp/x"]
+    "address",
+    [
+        *("tcp://127.0.0.1:*", "tcp://127.0.0.1", "tcp://::1:5", "5555", "ipc:///tmp/x"),
+        *("tcp://eth0:5", "tcp://127.example.org:5", "tcp://127.0.0.1:65536"),
+    ],
 )
 def test_a_bind_that_actors_could_not_find_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match="expected tcp://HOST:PORT"):
+    with pytest.raises(ConfigError, match="expected tcp://ADDRESS:PORT"):
         check_bind(address, "some/folder")

@@ -210,17 +210,25 @@ class Records:
         self._warn(learner)
 
     def _warn(self, learner: "Learner") -> None:
-        """Say what cannot be written, once a minute while it cannot."""
+        """Say what has gone wrong and is not mended, once a minute."""
+        if time.monotonic() < self._next_warning:
+            return
         problems = {
             "newest checkpoint": learner.checkpoints.error,
             "records (metrics.csv, TensorBoard)": self.metrics.error,
             "policy": next(iter(self._policy_errors.values()), None),
         }
         found = [f"the {what}: {error}" for what, error in problems.items() if error]
-        if found and time.monotonic() >= self._next_warning:
-            self._next_warning = time.monotonic() + WARNING_PERIOD_SECONDS
+        if found:
             say(f"Could not write {'; '.join(found)}. Training goes on without.")
             self._policy_errors.clear()
+        if blind := learner.is_blind():
+            say(
+                "The network gives every observation the same values: its units are dead, and it "
+                "will learn nothing more. Begin again with another --seed, or with --standardize."
+            )
+        if found or blind:
+            self._next_warning = time.monotonic() + WARNING_PERIOD_SECONDS
 
     def _line(self, learner: "Learner", values: dict[str, float]) -> str:
         loss = values.get("train/loss", math.nan)

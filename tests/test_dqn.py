@@ -164,6 +164,17 @@ def test_weights_that_are_not_finite_are_named_before_they_go_anywhere() -> None
         trainer.check_weights()
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_whose_first_layer_is_silent_is_blind(precision: str) -> None:
+    trainer = Trainer(config(precision=precision), torch.device("cpu"))
+    obs = random_batch().obs
+    assert not trainer.is_blind(obs)
+    with torch.no_grad():
+        trainer.online.first.weight.zero_()
+        trainer.online.first_bias.fill_(-1.0)
+    assert trainer.is_blind(obs)
+
+
 def test_the_policy_is_an_exponential_average_of_the_online_weights() -> None:
     settings = config(policy_average_updates=100, publish_period_updates=50)
     trainer = Trainer(settings, torch.device("cpu"))

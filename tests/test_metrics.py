@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from common.messages import EpisodeStats
+from common.messages import EpisodeStats, Spec
 from common.metrics import COLUMNS, Metrics, Scores
 from common.network import network_for
 from common.policy_file import load_policy, mean_score_of, save_policy
 from learner.learner import Learner
 from learner.records import Records
-from tests.builders import config
+from tests.builders import chunk_of, config
 
 
 def rows_of(run_dir: Path) -> list[dict[str, str]]:
@@ -180,6 +180,31 @@ def test_a_best_policy_that_was_lost_is_kept_at_the_end_if_it_still_is_the_best(
     full[0] = False
     assert records.finish(learner, None, "done")
     assert mean_score_of(tmp_path / "best.safetensors") == pytest.approx(1.2)
+
+
+def test_a_network_that_is_blind_is_told_once_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
+    learner = Learner(config(), tmp_path, resume=False, started=1000.0)
+    learner.insert(chunk_of(Spec.of(learner.config), 40, 0))
+    learner.records.tick(learner, None)
+
+    def told(seconds: float) -> int:
+        clock[0] = 1000.0 + seconds
+        learner.inserted += learner.config.log_period_env_steps
+        learner.records.tick(learner, None)
+        return capsys.readouterr().out.count("its units are dead")
+
+    assert told(10) == 0  # nothing to see as yet
+    learner.update()
+    assert told(20) == 0
+    with torch.no_grad():
+        learner.trainer.online.first.weight.zero_()
+        learner.trainer.online.first_bias.fill_(-1.0)
+    assert [told(30), told(60), told(91)] == [1, 0, 1]
+    learner.records.metrics.close()
 
 
 def test_before_100_games_the_best_policy_is_the_last_one(tmp_path: Path) -> None:

@@ -105,9 +105,10 @@ def train(words: list[str]) -> int:
     order = command_line.parse(words)
     from actors.game import make_game
 
-    for one in STOPS:  # from here on there are files to put back; the supervisor takes over later
+    for one in stop_signals():  # there are files to put back; the supervisor takes over later
         signal.signal(one, signal.default_int_handler)
-    game = make_game(order.config.env)
+    with games_stay():
+        game = make_game(order.config.env)
     config = dataclasses.replace(
         order.config, n_actions=game.n_actions, frames_per_env_step=game.frames_per_env_step
     )
@@ -120,7 +121,7 @@ def train(words: list[str]) -> int:
             raise NoCheckpoint(f"{run_dir} holds no checkpoint to resume from.")
         say(f"Volley {VERSION}: {config.env}, preset {config.preset}, run folder {run_dir}")
         run = supervise if config.actor_count else train_in_lock_step
-        with settings_on_trial(run_dir, config) as began:
+        with settings_on_trial(run_dir, config) as began, games_stay():
             code = run(config, run_dir, order.resume is not None, began)
         if code not in (0, *USER_ERRORS) or (code and has_checkpoint(run_dir)):
             say(how_to_go_on(run_dir), error=True)  # stdout may be `| tee`, dead of the same Ctrl-C
@@ -174,9 +175,7 @@ def train_in_lock_step(
     began()
     reason, saved = "", time.monotonic()
     while not reason:
-        with games_stay():
-            chunks = player.step(epsilon_of(config, 0, learner.inserted))
-        for chunk in chunks:
+        for chunk in player.step(epsilon_of(config, 0, learner.inserted)):
             learner.insert(chunk)
             while learner.may_sample():
                 learner.update()
@@ -275,7 +274,8 @@ def evaluate(words: list[str]) -> int:
             f"{path} wants to import a module for its game, {policy.config.env}: repeat that with "
             f"--env {policy.config.env} if you trust the file."
         )
-    scores = play(policy, given.games, given.seed)
+    with games_stay():
+        scores = play(policy, given.games, given.seed)
     print("scores", *(f"{score:+.0f}" for score in sorted(scores)))
     mean = sum(scores) / len(scores)
     print(f"mean {mean:+.2f} over {len(scores)} greedy games, seed {given.seed}")
@@ -334,6 +334,6 @@ def how_to_go_on(run_dir: Path) -> str:
 
 if __name__ == "__main__":
     exit_code = main()
-    for stop_signal in STOPS:  # it stands: a late second Ctrl-C must not make another of it
+    for stop_signal in stop_signals():  # the code stands: a late second Ctrl-C must not change it
         signal.signal(stop_signal, signal.SIG_IGN)
     sys.exit(exit_code)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from common.config import FRAME_SHAPE, STACK
-from common.messages import TRANSITION_DTYPE, Chunk, EpisodeStats, Spec
+from common.errors import ConfigError
+from common.messages import MAX_RETURN, TRANSITION_DTYPE, Chunk, EpisodeStats, Spec
 
 _NO_FRAME = np.zeros(FRAME_SHAPE, np.uint8)
 
@@ -46,7 +47,8 @@ class Accumulator:
     ) -> list[Chunk]:
         """One step and the frame it led to; returns the chunks that it completes (mostly none).
 
-        After `terminated` or `truncated` call `begin` before the next step.
+        After `terminated` or `truncated` call `begin` before the next step. Raises ConfigError when
+        a return is too large to learn from.
         """
         self._frames.append(frame)
         self._actions.append(action)
@@ -79,6 +81,11 @@ class Accumulator:
         for k in range(n):
             transitions["n_step_return"] += (self.spec.gamma**k * rewards[k : k + count]).astype(
                 np.float32
+            )
+        if (largest := np.abs(transitions["n_step_return"]).max()) > MAX_RETURN:
+            raise ConfigError(
+                f"The rewards of {n} step(s) add up to {largest:g} in size, expected at most "
+                f"{MAX_RETURN:g}: divide the game's rewards, or clip them with --clip-rewards."
             )
         transitions["discount"] = self._discounts[span]
         if terminated:

@@ -15,6 +15,7 @@ from common import messages
 from common.config import Config
 from common.errors import AUTHENTICATION, MISMATCH, Refused
 from common.keys import ActorKeys, HandshakeWatch
+from common.lifeline import AWAY_SECONDS
 from common.messages import (
     Ack,
     BadMessage,
@@ -60,7 +61,7 @@ class ActorEndpoint:
         self._newest_version = self._asked_version = self._have_version = -1
         self._fresh: Weights | None = None
         self._welcomed = self._ever_welcomed = self.said_goodbye = False
-        self._last_heard = self._last_asked = self._last_progress = time.monotonic()
+        self._looked = self._last_heard = self._last_asked = self._last_progress = time.monotonic()
         self._resend_seconds = 1.0
         self._context = zmq.Context()
         self._connect()
@@ -198,7 +199,10 @@ class ActorEndpoint:
 
     def _keep_house(self) -> None:
         """What the clock demands: send, ask, ping, resend, reconnect, give up."""
-        now = time.monotonic()
+        before, self._looked = self._looked, time.monotonic()
+        now = self._looked
+        if now - before > AWAY_SECONDS:
+            self._last_heard = now
         silent = now - self._last_heard
         if not self._welcomed and (why := self._watch.refusal(certain=self._ever_welcomed)):
             raise self._refused(why, AUTHENTICATION)

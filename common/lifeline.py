@@ -12,6 +12,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
+# Who looks around every second and has not for so long was stopped, and the others perhaps too:
+# their silence is not their fault.
+AWAY_SECONDS = 5.0
+
 
 def die_with_parent(parent_pid: int) -> None:
     """Tie this process's life to its parent's; call it first thing in a child."""

@@ -21,6 +21,7 @@ from common import messages
 from common.config import Config
 from common.errors import MISMATCH, ConfigError
 from common.keys import LearnerKeys
+from common.lifeline import AWAY_SECONDS
 from common.messages import (
     Ack,
     BadMessage,
@@ -36,7 +37,6 @@ from common.messages import (
 from common.sessions import Session, Sessions
 
 _SEARCH_SECONDS = 1.0  # between two searches, through all of them, for silent actors
-_AWAY_SECONDS = 5.0  # a turn that should take one second and took so long: we were stopped
 _REPLACED = "this actor was silent too long, or another with its number took its place"
 
 
@@ -192,7 +192,7 @@ class LearnerEndpoint:
             while not self._stopping:
                 ready = dict(poller.poll(1000))
                 before, looked = looked, time.monotonic()
-                if looked - before > _AWAY_SECONDS:
+                if looked - before > AWAY_SECONDS:
                     self._sessions.excuse(looked - before)
                 if self._wake_reader.fileno() in ready:
                     self._wake_reader.recv(4096)

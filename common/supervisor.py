@@ -18,14 +18,13 @@ from types import FrameType
 from typing import IO
 
 from common.errors import INTERRUPTED, USER_ERRORS
-from common.lifeline import Heartbeats, stop_signals
+from common.lifeline import AWAY_SECONDS, Heartbeats, stop_signals
 
 GAVE_UP = 1
 ACTOR_GRACE_SECONDS = 3.0
 BACKOFF_LIMIT_SECONDS = 8.0
 HEALTHY_LIFE_SECONDS = 10.0  # an actor that lived this long starts again at the first backoff
 LOOK_PERIOD_SECONDS = 1.0
-AWAY_SECONDS = 5.0  # a look that should come after one second and took so long: we were stopped
 KILL_WAIT_SECONDS = 5.0
 ECHO_SECONDS = 0.1  # `timeout` signals the process, then its group: that is one request, not two
 
@@ -125,7 +124,7 @@ class Supervisor:
     @property
     def learner_began(self) -> bool:
         """Has it ever shown life? From then on there may be something to save."""
-        return self._has_beaten(self._learner)
+        return self._learner.started > 0 and self._has_beaten(self._learner)
 
     @property
     def _ending_learner(self) -> str:
@@ -309,7 +308,7 @@ class Supervisor:
 def _unused(logs: Path, name: str) -> Path:
     """Its next log: what an earlier life said, or an earlier part of the run, is kept."""
     numbered = (logs / f"{name}.{number}.log" for number in itertools.count())
-    return next(path for path in numbered if not path.exists())
+    return next(path for path in numbered if not os.path.lexists(path))
 
 
 def _open_log(path: Path) -> IO[bytes]:

@@ -122,12 +122,12 @@ class Trainer:
         self.sync_target()
         self.average_policy(share=1.0)
 
-    @torch.no_grad()
-    def is_blind(self, obs: Tensor) -> bool:
-        """Are the action values of all `obs` [B, 4, 84, 84] u8 the same? Then the units of a layer
-        are all silent (dying ReLU), no gradient passes, and nothing is ever learned again."""
-        q = self.online(obs)
-        return bool((q == q[0]).all())
+    @property
+    def is_dead(self) -> bool:
+        """Did no gradient of the last update reach the first layer? Then the units of some layer
+        are silent for every observation (dying ReLU), and what is before it never learns again."""
+        gradient = self.online.first_bias.grad
+        return gradient is not None and not gradient.any()
 
     def check_weights(self) -> None:
         """Raises NotFinite unless every parameter is finite; called before weights go anywhere."""

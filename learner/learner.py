@@ -28,7 +28,6 @@ from learner.records import Records
 from learner.replay import (
     Replay,
     Sampler,
-    TransitionBatch,
     UniformSampler,
     check_fits,
     planned_bytes,
@@ -80,7 +79,6 @@ class Learner:
         self.timings = Timings()
         self.inserted = self.sampled = 0  # transitions since the start of the run
         self.weights_version = 0
-        self._batch: TransitionBatch | None = None  # of the last update
         self._player: Player | None = None
         self.checkpoints = Checkpointer(
             run_dir / "checkpoints", self.replay, config.checkpoints_kept
@@ -122,17 +120,13 @@ class Learner:
         """One batch, one gradient step."""
         with self.timings.section("sample"):
             batch, ids = self.replay.sample(self.config.batch_size)
-            self._batch = batch = batch.to(self.trainer.device)
+            batch = batch.to(self.trainer.device)
         with self.timings.section("train"):
             stats, td_error = self.trainer.update(batch)
         if self.config.prioritized:
             self.replay.sampler.update(ids, td_error.cpu().numpy())
         self.sampled += self.config.batch_size
         self.records.updated(stats)
-
-    def is_blind(self) -> bool:
-        """Does the network answer every observation of the last batch alike?"""
-        return self._batch is not None and self.trainer.is_blind(self._batch.obs)
 
     def weights_due(self) -> bool:
         return self.updates % self.config.publish_period_updates == 0

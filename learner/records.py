@@ -222,12 +222,13 @@ class Records:
         if found:
             say(f"Could not write {'; '.join(found)}. Training goes on without.")
             self._policy_errors.clear()
-        if blind := learner.is_blind():
+        if dead := learner.trainer.is_dead:
+            rescue = "" if self.config.standardize else ", or with --standardize"
             say(
-                "The network gives every observation the same values: its units are dead, and it "
-                "will learn nothing more. Begin again with another --seed, or with --standardize."
+                "No gradient passes through the network: its units are dead, and it will learn "
+                f"nothing more. Begin again with another --seed{rescue}."
             )
-        if found or blind:
+        if found or dead:
             self._next_warning = time.monotonic() + WARNING_PERIOD_SECONDS
 
     def _line(self, learner: "Learner", values: dict[str, float]) -> str:

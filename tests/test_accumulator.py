@@ -5,6 +5,7 @@ import pytest
 
 from actors.accumulator import Accumulator
 from common.config import STACK
+from common.errors import ConfigError
 from common.messages import Chunk, Spec, decode_chunk, encode_chunk
 from tests.builders import stamp_of, stamped
 
@@ -91,3 +92,17 @@ def test_an_unfinished_episode_goes_on_after_saving_and_loading() -> None:
             out += accumulator.append(i % 5, float(i), stamped(i + 2), i == 19, False, i)
     for a, b in zip(*produced, strict=True):
         assert encode_chunk(1, 1, a) == encode_chunk(1, 1, b)
+
+
+@pytest.mark.parametrize("reward", [600_000.0, -600_000.0])
+def test_returns_that_are_too_large_to_learn_from_are_refused(reward: float) -> None:
+    for n, refused in ((1, False), (2, True)):
+        accumulator = Accumulator(Spec(5, n, GAMMA, 2))
+        accumulator.begin(stamped(1))
+        steps = [(0, reward, stamped(i), False, i == 3, 0) for i in range(1, 4)]
+        if not refused:
+            assert [len(accumulator.append(*step)) for step in steps] == [0, 1, 1]
+            continue
+        with pytest.raises(ConfigError, match=r"rewards of 2 step\(s\) add up to 1\.14e\+06"):
+            for step in steps:
+                accumulator.append(*step)

@@ -165,14 +165,20 @@ def test_weights_that_are_not_finite_are_named_before_they_go_anywhere() -> None
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_network_whose_first_layer_is_silent_is_blind(precision: str) -> None:
-    trainer = Trainer(config(precision=precision), torch.device("cpu"))
-    obs = random_batch().obs
-    assert not trainer.is_blind(obs)
+@pytest.mark.parametrize("silent", ["first", "last hidden"])
+def test_a_network_of_which_a_layer_is_silent_is_dead(precision: str, silent: str) -> None:
+    trainer = Trainer(config(precision=precision, dueling=False), torch.device("cpu"))
+    assert not trainer.is_dead  # nothing is known as yet
+    trainer.update(random_batch(1))
+    assert not trainer.is_dead
+    online = trainer.online
+    layer = online.first if silent == "first" else online.advantage[0]
+    bias = online.first_bias if silent == "first" else online.advantage[0].bias
     with torch.no_grad():
-        trainer.online.first.weight.zero_()
-        trainer.online.first_bias.fill_(-1.0)
-    assert trainer.is_blind(obs)
+        layer.weight.zero_()
+        bias.fill_(-1.0)
+    trainer.update(random_batch(8))
+    assert trainer.is_dead
 
 
 def test_the_policy_is_an_exponential_average_of_the_online_weights() -> None:

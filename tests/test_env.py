@@ -591,7 +591,7 @@ def test_observations_that_are_not_what_was_declared_are_refused(
         game.reset(1)
 
 
-@pytest.mark.parametrize("reward", [math.nan, -math.inf, 1e7])
+@pytest.mark.parametrize("reward", [math.nan, -math.inf])
 def test_rewards_that_cannot_be_learned_from_are_refused(
     reward: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

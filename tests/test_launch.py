@@ -231,11 +231,12 @@ def test_an_unknown_key_ends_the_run_with_its_own_exit_code(tmp_path: Path) -> N
     assert "Traceback" not in output
 
 
-def test_a_game_that_ends_its_process_is_a_bug_in_lock_step_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["__init__", "reset", "step"])
+def test_a_game_that_ends_its_process_is_a_bug_in_lock_step_too(where: str, tmp_path: Path) -> None:
     words = ["--actors", "0", "--env", "tests.catch:Catch-v0", "--run-dir", str(tmp_path)]
     code = (
         "import sys, launch, tests.catch\n"
-        "tests.catch.Catch.step = lambda self, action: sys.exit()\n"
+        f"tests.catch.Catch.{where} = lambda *given, **options: sys.exit()\n"
         f"sys.exit(launch.main({words}))"
     )
     done = subprocess.run(

@@ -182,7 +182,7 @@ def test_a_best_policy_that_was_lost_is_kept_at_the_end_if_it_still_is_the_best(
     assert mean_score_of(tmp_path / "best.safetensors") == pytest.approx(1.2)
 
 
-def test_a_network_that_is_blind_is_told_once_a_minute(
+def test_a_network_that_is_dead_is_told_once_a_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [1000.0]
@@ -203,6 +203,7 @@ def test_a_network_that_is_blind_is_told_once_a_minute(
     with torch.no_grad():
         learner.trainer.online.first.weight.zero_()
         learner.trainer.online.first_bias.fill_(-1.0)
+    learner.update()
     assert [told(30), told(60), told(91)] == [1, 0, 1]
     learner.records.metrics.close()
 
@@ -211,7 +212,7 @@ def test_before_100_games_the_best_policy_is_the_last_one(tmp_path: Path) -> Non
     for part in range(2):  # of a run that is left early each time
         learner = Learner(config(), tmp_path, resume=False, started=0.0)
         with torch.no_grad():
-            learner.trainer.online.first.weight.add_(part)
+            learner.trainer.policy.first.weight.add_(part)
         assert learner.records.finish(learner, None, "told to stop")
     best, last = (load_policy(tmp_path / f"{name}.safetensors") for name in ("best", "last"))
     assert torch.equal(best.network.first.weight, last.network.first.weight)

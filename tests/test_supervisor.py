@@ -78,6 +78,7 @@ class Run:
                 logs=self.folder / "logs",
                 **(settings | options),  # type: ignore[arg-type]
             )
+            assert not supervisor.learner_began
             code = supervisor.run()
             assert supervisor.alive == 0
             self.restarts = supervisor.restarts
@@ -226,13 +227,17 @@ def test_a_run_that_was_frozen_as_a_whole_goes_on(
     wait, stall = supervisor._wait, 0.5
 
     def freeze_once(wakeups: int, deadline: float) -> None:
-        if (playing := pids(tmp_path, "actor0-0")) and not pids(tmp_path, "thawed"):
+        """The look after the freeze sees an old beat whatever happens: the thaw comes after it."""
+        playing = pids(tmp_path, "actor0-0")
+        if not playing or pids(tmp_path, "thawed"):
+            wait(wakeups, deadline)
+        elif not pids(tmp_path, "frozen"):
             os.kill(playing[0], signal.SIGSTOP)
             time.sleep(2 * stall)
-            (tmp_path / f"thawed.{os.getpid()}").touch()
-            os.kill(playing[0], signal.SIGCONT)
+            (tmp_path / f"frozen.{os.getpid()}").touch()
         else:
-            wait(wakeups, deadline)
+            os.kill(playing[0], signal.SIGCONT)
+            (tmp_path / f"thawed.{os.getpid()}").touch()
 
     monkeypatch.setattr(supervisor, "_wait", freeze_once)
     monkeypatch.setattr(supervisor, "AWAY_SECONDS", stall)

@@ -330,6 +330,16 @@ def test_a_silent_actor_is_forgotten_and_its_credit_returns(tmp_path: Path) -> N
     pair.close()
 
 
+def test_a_learner_is_gone_when_it_was_listened_for_in_vain_and_not_before(pair: Pair) -> None:
+    actor = pair.actor()
+    actor._last_heard -= 200
+    actor._looked -= 200  # both were frozen, perhaps
+    actor._keep_house()
+    actor._last_heard -= 200
+    with pytest.raises(LearnerGone, match="nothing heard of the learner for 120 s"):
+        actor._keep_house()
+
+
 def test_the_end_of_the_run_is_announced(pair: Pair) -> None:
     actor = pair.actor()
     pair.learner.stop()

@@ -199,10 +199,10 @@ class ActorEndpoint:
 
     def _keep_house(self) -> None:
         """What the clock demands: send, ask, ping, resend, reconnect, give up."""
-        before, self._looked = self._looked, time.monotonic()
-        now = self._looked
-        if now - before > AWAY_SECONDS:
+        now = time.monotonic()
+        if now - self._looked > AWAY_SECONDS:
             self._last_heard = now
+        self._looked = now
         silent = now - self._last_heard
         if not self._welcomed and (why := self._watch.refusal(certain=self._ever_welcomed)):
             raise self._refused(why, AUTHENTICATION)

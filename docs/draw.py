@@ -40,7 +40,7 @@ def draw(runs: list[Path]) -> str:
             f'<path d="M{LEFT} {y(score):.1f}H{WIDTH - 12}" stroke="#ddd"/>'
             f'<text x="{LEFT - 6}" y="{y(score) + 4:.1f}" text-anchor="end">{score:g}</text>'
         )
-    apart = next(m for m in (1, 5, 10, 30, 60, 300, 1440) if longest / m < 15 or m == 1440)
+    apart = next((minutes for minutes in (1, 5, 10, 30) if longest < 15 * minutes), 60)
     for minute in range(0, int(longest) + 1, apart):
         parts.append(
             f'<text x="{x(minute):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{minute}</text>'

@@ -125,7 +125,7 @@ class Trainer:
     @property
     def is_dead(self) -> bool:
         """Did no gradient of the last update reach the first layer? Then the units of some layer
-        are silent for every observation (dying ReLU), and what is before it never learns again."""
+        are silent for the whole batch (dying ReLU), and what is before it learns nothing of it."""
         gradient = self.online.first_bias.grad
         return gradient is not None and not gradient.any()
 

@@ -1,11 +1,13 @@
 """Running the program as a user does, and watching it: for tests and drills."""
 
 import csv
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +32,16 @@ def run(*words: str, cwd: Path | None = None, timeout: float = 120) -> tuple[int
     with launch(*words, cwd=cwd) as process:
         output, _ = process.communicate(timeout=timeout)
         return process.returncode, output
+
+
+@contextmanager
+def hearing_hangups() -> Iterator[None]:
+    """What is started meanwhile hears SIGHUP, also where the tests themselves run under nohup."""
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
 
 
 def processes_of(run_dir: Path) -> list[psutil.Process]:

@@ -171,11 +171,11 @@ def test_a_network_of_which_a_layer_is_silent_is_dead(precision: str, silent: st
     assert not trainer.is_dead  # nothing is known as yet
     trainer.update(random_batch(1))
     assert not trainer.is_dead
-    online = trainer.online
-    layer = online.first if silent == "first" else online.advantage[0]
-    bias = online.first_bias if silent == "first" else online.advantage[0].bias
+    hidden = trainer.online.advantage[0]
+    first = trainer.online.first.weight, trainer.online.first_bias
+    weight, bias = first if silent == "first" else (hidden.weight, hidden.bias)
     with torch.no_grad():
-        layer.weight.zero_()
+        weight.zero_()
         bias.fill_(-1.0)
     trainer.update(random_batch(8))
     assert trainer.is_dead

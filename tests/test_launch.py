@@ -19,6 +19,7 @@ from tests.running import (
     ROOT,
     all_rows,
     free_address,
+    hearing_hangups,
     last_row,
     launch,
     processes_of,
@@ -94,13 +95,19 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
     assert epsilons == sorted(epsilons, reverse=True)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+GAME = ("slow_game", "time.sleep(60)")
+# As C libraries do that are interrupted while they are imported.
+LIBRARY = ("cv2", "try: time.sleep(60)\nexcept KeyboardInterrupt: time.sleep(60)")
+
+
 @pytest.mark.parametrize(
-    ("module", "wait"),
+    ("signum", "module", "wait"),
     [
-        ("slow_game", "time.sleep(60)"),
-        # As C libraries do that are interrupted while they are imported.
-        ("cv2", "try: time.sleep(60)\nexcept KeyboardInterrupt: time.sleep(60)"),
+        (signal.SIGINT, *GAME),
+        (signal.SIGTERM, *GAME),
+        (signal.SIGHUP, *GAME),
+        (signal.SIGINT, *LIBRARY),
+        (signal.SIGTERM, *LIBRARY),
     ],
 )
 def test_told_to_end_before_anything_has_begun_it_says_so(
@@ -110,7 +117,9 @@ def test_told_to_end_before_anything_has_begun_it_says_so(
     code = f"import pathlib, time\npathlib.Path('begun').touch()\n{wait}\n"
     (tmp_path / f"{module}.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    with launch("--env", "slow_game:Slow-v0", cwd=tmp_path, env=environment) as process:
+    with hearing_hangups():
+        begun = launch("--env", "slow_game:Slow-v0", cwd=tmp_path, env=environment)
+    with begun as process:
         until((tmp_path / "begun").exists, 30)
         process.send_signal(signum)
         output, _ = process.communicate(timeout=30)

@@ -15,8 +15,8 @@ import pytest
 from common import supervisor
 from common.lifeline import Heartbeats
 from common.supervisor import ChildSpec, Supervisor, last_words
+from tests.running import ROOT, hearing_hangups
 
-ROOT = Path(__file__).parent.parent
 # What every child can say: `here(name)` leaves a file with its pid, `wait_for(name)` waits for one.
 PRELUDE = """
 import os, signal, sys, time
@@ -113,13 +113,10 @@ def gone(pid: int) -> bool:
 def launched(folder: Path, learner: str, actor: str) -> Iterator[subprocess.Popen[str]]:
     """The supervisor in a process of its own, learner and actor both seen alive."""
     argv = [sys.executable, "-m", "tests.test_supervisor", str(folder), learner, actor]
-    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where tests run under nohup
-    try:
+    with hearing_hangups():
         process = subprocess.Popen(
             argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-    finally:
-        signal.signal(signal.SIGHUP, inherited)
     with process as run:
         try:
             until(lambda: pids(folder, "learner") and pids(folder, "actor0-0"))

@@ -89,6 +89,9 @@ class Config:
     """Exponent of the importance weights."""
     samples_per_insert: float = 1.8
     """Transitions trained on per transition inserted; couples the learner's rate to the actors'."""
+    samples_per_insert_mastered: float = 0.6
+    """At most so many while the mean score of the last 10 games exceeds --reward: what is left
+    then is to show it in 100 games, so acting goes first; 0: as before."""
     samples_per_insert_tolerance: float = 0.0
     """How many samples the actors may run ahead of that ratio; 0: chosen to suit."""
 
@@ -246,6 +249,7 @@ _RANGES: list[tuple[str, float, float]] = [
     ("window_chunks", 1, 1024),
     ("replay_transitions learning_starts_transitions", 1, 10**9),
     ("samples_per_insert", 0.001, 1000),
+    ("samples_per_insert_mastered", 0, 1000),
     ("samples_per_insert_tolerance", 0, 1e12),
     ("learner_threads", 0, 1024),
     ("batch_size", 1, 65536),

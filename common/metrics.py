@@ -19,6 +19,7 @@ COLUMNS = (
     *("loss", "q_mean"),
 )
 SOLVED_GAMES = 100
+MASTERED_GAMES = 10
 
 
 class Scores:
@@ -40,6 +41,11 @@ class Scores:
     def is_new_best(self) -> bool:
         """Are 100 games behind their mean, and does it beat that of the policy kept?"""
         return self.games >= SOLVED_GAMES and self.mean_100 > self.best_mean_100
+
+    def mastered(self, reward: float) -> bool:
+        """Do the last 10 games say what the last 100 will, if play stays as it is?"""
+        recent = list(self.last)[-MASTERED_GAMES:]
+        return len(recent) == MASTERED_GAMES and sum(recent) / MASTERED_GAMES > reward
 
     def solved(self, reward: float) -> bool:
         return self.games >= SOLVED_GAMES and self.mean_100 > reward

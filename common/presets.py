@@ -12,6 +12,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Fewest env steps: each is trained on eight times, and nothing is ever forgotten.
     "pong-frugal": {
         "samples_per_insert": 8.0,
+        "samples_per_insert_mastered": 0.0,
         "learning_starts_transitions": 4_000,
         "epsilon_final": 0.01,
         "epsilon_decay_env_steps": 40_000,
@@ -31,6 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_starts_transitions": 10_000,
         "prioritized": False,
         "samples_per_insert": 32.0,
+        "samples_per_insert_mastered": 0.0,
         "network": "nature",
         "precision": "float32",
         "standardize": False,
@@ -59,6 +61,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate_final": 0.0,
         "adam_epsilon": 1.5e-4,
         "samples_per_insert": 8.0,
+        "samples_per_insert_mastered": 0.0,
         "target_sync_period_updates": 2_000,
         "policy_average_updates": 0,
     },

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,6 +88,7 @@ class Learner:
         self._saved_player = (state and state["player"], with_prefix(tensors, "player."))
         saved = state and state["records"]
         self.records = Records(config, run_dir, started, saved, self.inserted, self.updates)
+        self._set_ratio()
 
     @property
     def updates(self) -> int:
@@ -113,8 +115,18 @@ class Learner:
             self.trainer.standardize(self.replay.spread_frames(STANDARDIZE_FRAMES))
         if chunk.policy_version >= 0:
             self.records.saw_lag(self.weights_version - chunk.policy_version)
-        if chunk.episode and self.records.game(chunk.episode, self.inserted, self.updates):
-            self.save_policy()
+        if chunk.episode:
+            if self.records.game(chunk.episode, self.inserted, self.updates):
+                self.save_policy()
+            self._set_ratio()
+
+    def _set_ratio(self) -> None:
+        """Samples per insert, which follow the scores: lower while the game is mastered."""
+        config, ratio = self.config, self.config.samples_per_insert
+        if config.samples_per_insert_mastered and self.records.scores.mastered(config.reward):
+            ratio = min(ratio, config.samples_per_insert_mastered)
+        if ratio != self.limiter.samples_per_insert:
+            self.limiter = self.limiter.at_ratio(ratio, self.inserted)
 
     def update(self) -> None:
         """One batch, one gradient step."""
@@ -163,6 +175,7 @@ class Learner:
             "updates": self.updates,
             "inserted": self.inserted,
             "sampled": self.sampled,
+            "limiter": [self.limiter.samples_per_insert, self.limiter.carried_samples],
             "weights_version": self.weights_version,
             "first_id": self.replay.first_id,
             "end_id": self.replay.end_id,
@@ -210,6 +223,8 @@ class Learner:
         self.trainer.load_tensors(tensors)
         self.trainer.updates = state["updates"]
         self.inserted, self.sampled = state["inserted"], state["sampled"]
+        ratio, carried = state["limiter"]
+        self.limiter = replace(self.limiter, samples_per_insert=ratio, carried_samples=carried)
         self.weights_version = state["weights_version"]
         self.replay.sampler.load_state_dict(state["sampler"])
         self.replay.sampler.evicted(state["first_id"], max(state["first_id"], self.replay.first_id))

@@ -8,26 +8,42 @@ r = samples_per_insert, t = tolerance (in samples), once I >= m:
 The learner may not sample past the first bound, the actors may not insert past the second. Both
 cannot forbid at once because t >= r * chunk (Config asks for more), so they never deadlock.
 After the rate limiters of Reverb (Cassirer et al. 2021, section 3.3).
+
+When r changes on the way, r * (I - m) is the sum over the parts: what was earned stays earned.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class Limiter:
-    """samples_per_insert r, tolerance_samples t, learning_starts_transitions m."""
+    """samples_per_insert r, tolerance_samples t, learning_starts_transitions m.
+
+    carried_samples: what the transitions so far earned at other ratios beyond what r gives them.
+    """
 
     samples_per_insert: float
     tolerance_samples: float
     learning_starts_transitions: int
+    carried_samples: float = 0.0
 
     def may_sample(self, inserted: int, sampled: int) -> bool:
         """May a batch be drawn now?"""
         if inserted < self.learning_starts_transitions:
             return False
-        return sampled <= self.samples_per_insert * (inserted - self.learning_starts_transitions)
+        return sampled <= self._earned(inserted)
 
     def insert_limit(self, sampled: int) -> float:
         """Transitions that may have been inserted in all, given what was sampled."""
-        ahead = (sampled + self.tolerance_samples) / self.samples_per_insert
+        ahead = (sampled + self.tolerance_samples - self.carried_samples) / self.samples_per_insert
         return self.learning_starts_transitions + ahead
+
+    def at_ratio(self, samples_per_insert: float, inserted: int) -> "Limiter":
+        """The same with another r for what is inserted from now on."""
+        past = max(inserted - self.learning_starts_transitions, 0)
+        carried = self.carried_samples + (self.samples_per_insert - samples_per_insert) * past
+        return replace(self, samples_per_insert=samples_per_insert, carried_samples=carried)
+
+    def _earned(self, inserted: int) -> float:
+        past = inserted - self.learning_starts_transitions
+        return self.samples_per_insert * past + self.carried_samples

@@ -1,5 +1,6 @@
 """Checkpoints: exact, verified, and never worse than the one before."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import torch
 
 import launch
 from common.errors import NoCheckpoint
+from common.messages import EpisodeStats, Spec
 from learner import checkpoint
 from learner.checkpoint import (
     Checkpointer,
@@ -39,8 +41,6 @@ def signals_restored() -> Iterator[None]:
 
 
 def make_replay(chunks: int = 0) -> Replay:
-    from common.messages import Spec
-
     small = config(replay_transitions=256, learning_starts_transitions=64)
     replay = Replay(small, UniformSampler(np.random.default_rng(0)))
     for i in range(chunks):
@@ -146,8 +146,6 @@ def test_a_checkpoint_that_loads_half_leaves_nothing_behind(
 
 
 def chunk_of_more(i: int) -> Any:
-    from common.messages import Spec
-
     return chunk_of(Spec.of(config()), 16, 1_000 + 20 * i)
 
 
@@ -343,6 +341,28 @@ def test_a_checkpoint_of_another_network_is_refused_in_a_sentence(
     assert launch.main(["--resume", str(tmp_path)]) == 3
     expected = "is of another game or network: its network is 'nips', this run's is 'nature'."
     assert expected in capsys.readouterr().err
+
+
+def test_samples_that_are_owed_are_owed_still_after_a_resume(tmp_path: Path) -> None:
+    from learner.learner import Learner
+
+    settings = config(samples_per_insert=2.0, samples_per_insert_mastered=0.5, reward=0.5)
+    learner = Learner(settings, tmp_path, False, time.monotonic())
+    for i in range(60):
+        chunk = chunk_of(Spec.of(settings), 16, 20 * i, terminal=True)
+        score = EpisodeStats(float(i >= 20), 16, 0.1, 0)
+        learner.insert(dataclasses.replace(chunk, episode=score))
+    assert learner.limiter.samples_per_insert == 0.5  # since game 26, at 416 transitions
+    learner.save_now()
+    learner.records.metrics.close()
+    resumed = Learner(settings, tmp_path, True, time.monotonic())
+    assert resumed.limiter == learner.limiter
+    assert resumed.limiter.may_sample(960, 2 * (416 - 200) + (960 - 416) // 2)
+    resumed.records.metrics.close()
+    other = dataclasses.replace(settings, samples_per_insert_mastered=0.25)
+    changed = Learner(other, tmp_path, True, time.monotonic())
+    assert changed.limiter == learner.limiter.at_ratio(0.25, 960)
+    changed.records.metrics.close()
 
 
 @pytest.mark.usefixtures("signals_restored")

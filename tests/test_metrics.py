@@ -1,6 +1,7 @@
 """Records: written, trimmed at resume, and never a reason for a run to die."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,33 @@ def test_a_network_that_is_dead_is_told_once_a_minute(
     learner.update()
     assert [told(30), told(60), told(91)] == [1, 0, 1]
     learner.records.metrics.close()
+
+
+def ratios(run_dir: Path, mastered: float, scores: list[float]) -> list[float]:
+    """Samples per insert after games with these scores, of at most 2."""
+    settings = config(reward=19.5, samples_per_insert=2.0, samples_per_insert_mastered=mastered)
+    learner = Learner(settings, run_dir, resume=False, started=0.0)
+    found = []
+    for i, score in enumerate(scores):
+        chunk = chunk_of(Spec.of(settings), 16, 100 * i, terminal=True)
+        learner.insert(dataclasses.replace(chunk, episode=EpisodeStats(score, 16, 0.1, 0)))
+        found.append(learner.limiter.samples_per_insert)
+    learner.records.metrics.close()
+    return found
+
+
+def test_learning_yields_to_acting_while_the_last_ten_games_are_above_the_mark(
+    tmp_path: Path,
+) -> None:
+    scores = [20.0] * 10 + [16.0, 18.0]  # the last tens: 20, 19.6, 19.4; nine say too little
+    assert ratios(tmp_path, 0.5, scores) == [2.0] * 9 + [0.5, 0.5, 2.0]
+
+
+@pytest.mark.parametrize("mastered", [0.0, 3.0])
+def test_without_a_lower_ratio_for_it_mastery_changes_nothing(
+    tmp_path: Path, mastered: float
+) -> None:
+    assert set(ratios(tmp_path, mastered, [20.0] * 12)) == {2.0}
 
 
 def test_before_100_games_the_best_policy_is_the_last_one(tmp_path: Path) -> None:

@@ -53,8 +53,8 @@ class Config:
 
     """## Acting"""
     actors: int | None = None
-    """Actor processes; left out: half of the cores, or all but one with --cuda; 0: everything in
-    this process in lock-step (bit-reproducible on the CPU)."""
+    """Actor processes; left out: half of the cores, at least 2, or with --cuda all but one; 0:
+    everything in this process in lock-step (bit-reproducible on the CPU)."""
     envs_per_actor: int = 8
     """Games per actor, stepped in turn with one batched forward pass."""
     epsilon_start: float = 1.0
@@ -90,7 +90,7 @@ class Config:
     samples_per_insert: float = 1.8
     """Transitions trained on per transition inserted; couples the learner's rate to the actors'."""
     samples_per_insert_mastered: float = 0.6
-    """At most so many while the mean score of the last 10 games exceeds --reward: what is left
+    """At most so many while the mean score of the last 10 games is at least --reward: what is left
     then is to show it in 100 games, so acting goes first; 0: as before."""
     samples_per_insert_tolerance: float = 0.0
     """How many samples the actors may run ahead of that ratio; 0: chosen to suit."""
@@ -116,11 +116,10 @@ class Config:
     batch_size: int = 32
     """Transitions per update."""
     learning_rate: float = 5e-4
-    """Adam's step size, at first."""
+    """Adam's step size while the mean score of 10 games is at the lowest of the run."""
     learning_rate_final: float = 5e-5
-    """What it falls to, in a straight line; 0: it stays as it is."""
-    learning_rate_decay_updates: int = 25_000
-    """Updates that this takes."""
+    """What it is when that mean is at --reward or above, and in a straight line between; 0: the
+    step size does not follow the scores."""
     adam_epsilon: float = 1e-8
     """Adam's epsilon."""
     max_grad_norm: float = 10.0
@@ -214,7 +213,7 @@ class Config:
         """`actors`, or what suits the machine when it is left out."""
         if self.actors is not None:
             return self.actors
-        return max(1, cores() - 1) if self.cuda else max(1, cores() // 2)
+        return max(1, cores() - 1) if self.cuda else max(2, cores() // 2)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -255,7 +254,6 @@ _RANGES: list[tuple[str, float, float]] = [
     ("batch_size", 1, 65536),
     ("learning_rate adam_epsilon", 1e-12, 1),
     ("learning_rate_final", 0, 1),
-    ("learning_rate_decay_updates", 1, 10**9),
     ("max_grad_norm", 0, 1e9),
     ("target_sync_period_updates publish_period_updates log_period_env_steps", 1, 10**9),
     ("policy_average_updates", 0, 10**9),

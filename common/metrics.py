@@ -19,7 +19,7 @@ COLUMNS = (
     *("loss", "q_mean"),
 )
 SOLVED_GAMES = 100
-MASTERED_GAMES = 10
+PROGRESS_GAMES = 10
 
 
 class Scores:
@@ -29,10 +29,18 @@ class Scores:
         self.last: collections.deque[float] = collections.deque(maxlen=SOLVED_GAMES)
         self.games = 0
         self.best_mean_100 = float("-inf")  # of the policy that was kept
+        self.lowest_mean_10 = float("inf")
 
     def add(self, score: float) -> None:
         self.last.append(score)
         self.games += 1
+        if len(self.last) >= PROGRESS_GAMES:
+            self.lowest_mean_10 = min(self.lowest_mean_10, self.mean_10)
+
+    @property
+    def mean_10(self) -> float:
+        """Over the last 10 games, once there are so many."""
+        return sum(list(self.last)[-PROGRESS_GAMES:]) / PROGRESS_GAMES
 
     @property
     def mean_100(self) -> float:
@@ -42,10 +50,16 @@ class Scores:
         """Are 100 games behind their mean, and does it beat that of the policy kept?"""
         return self.games >= SOLVED_GAMES and self.mean_100 > self.best_mean_100
 
-    def mastered(self, reward: float) -> bool:
-        """Do the last 10 games say what the last 100 will, if play stays as it is?"""
-        recent = list(self.last)[-MASTERED_GAMES:]
-        return len(recent) == MASTERED_GAMES and sum(recent) / MASTERED_GAMES > reward
+    def progress(self, reward: float) -> float:
+        """The way of the mean of 10 games from its lowest so far, 0, to `reward`, 1.
+
+        At 1 the last 10 games say what the last 100 will, if play stays as it is.
+        """
+        if len(self.last) < PROGRESS_GAMES:
+            return 0.0
+        if self.mean_10 >= reward:
+            return 1.0
+        return (self.mean_10 - self.lowest_mean_10) / (reward - self.lowest_mean_10)
 
     def solved(self, reward: float) -> bool:
         return self.games >= SOLVED_GAMES and self.mean_100 > reward

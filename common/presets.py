@@ -23,6 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The reference program, number for number: one game, one update per env step.
     "book": {
+        "actors": 1,
         "envs_per_actor": 1,
         "chunk_transitions": 16,
         "epsilon_final": 0.02,

@@ -38,12 +38,11 @@ def td_loss(
     return (batch.weight * losses).mean(), (y - q).detach(), q.detach()
 
 
-def learning_rate(config: Config, updates: int) -> float:
-    """Adam's step size for the next update, after so many."""
+def learning_rate(config: Config, progress: float) -> float:
+    """Adam's step size when the scores are so far on their way to --reward (0 to 1)."""
     if not config.learning_rate_final:
         return config.learning_rate
-    share = min(1.0, updates / config.learning_rate_decay_updates)
-    return config.learning_rate + share * (config.learning_rate_final - config.learning_rate)
+    return config.learning_rate + progress * (config.learning_rate_final - config.learning_rate)
 
 
 @dataclass(slots=True)
@@ -90,7 +89,6 @@ class Trainer:
         norm = nn.utils.get_total_norm(self.adam.gradients)
         stats = UpdateStats(*torch.stack([loss.detach(), q.mean(), norm]).tolist())
         self._check(stats)
-        self.adam.learning_rate = learning_rate(config, self.updates)
         self.adam.step(max(1.0, stats.grad_norm / (config.max_grad_norm or float("inf"))))
         self.updates += 1
         if self.updates % config.target_sync_period_updates == 0:

@@ -22,7 +22,7 @@ from common.network import state_vector
 from common.router import LearnerEndpoint
 from common.timings import Timings
 from learner.checkpoint import Checkpointer, Snapshot, load_newest
-from learner.dqn import Trainer, with_prefix
+from learner.dqn import Trainer, learning_rate, with_prefix
 from learner.limiter import Limiter
 from learner.prioritized import PrioritizedSampler
 from learner.records import Records
@@ -88,7 +88,7 @@ class Learner:
         self._saved_player = (state and state["player"], with_prefix(tensors, "player."))
         saved = state and state["records"]
         self.records = Records(config, run_dir, started, saved, self.inserted, self.updates)
-        self._set_ratio()
+        self._follow_scores()
 
     @property
     def updates(self) -> int:
@@ -118,12 +118,15 @@ class Learner:
         if chunk.episode:
             if self.records.game(chunk.episode, self.inserted, self.updates):
                 self.save_policy()
-            self._set_ratio()
+            self._follow_scores()
 
-    def _set_ratio(self) -> None:
-        """Samples per insert, which follow the scores: lower while the game is mastered."""
-        config, ratio = self.config, self.config.samples_per_insert
-        if config.samples_per_insert_mastered and self.records.scores.mastered(config.reward):
+    def _follow_scores(self) -> None:
+        """Large steps while play is poor, small ones where it is good, since they undo what is
+        learned; and where it is as good as it has to be, acting goes first."""
+        config, progress = self.config, self.records.scores.progress(self.config.reward)
+        self.trainer.adam.learning_rate = learning_rate(config, progress)
+        ratio = config.samples_per_insert
+        if progress == 1.0 and config.samples_per_insert_mastered:
             ratio = min(ratio, config.samples_per_insert_mastered)
         if ratio != self.limiter.samples_per_insert:
             self.limiter = self.limiter.at_ratio(ratio, self.inserted)

@@ -72,8 +72,10 @@ class Records:
             self.scores.games = saved["games"]
             # A policy of a part of the run that was lost in a crash is a policy all the same.
             self.scores.best_mean_100 = max(
-                _from_null(saved["best_mean_100"]), mean_score_of(run_dir / "best.safetensors")
+                _from_null(saved["best_mean_100"], -math.inf),
+                mean_score_of(run_dir / "best.safetensors"),
             )
+            self.scores.lowest_mean_10 = _from_null(saved["lowest_mean_10"], math.inf)
             self._lengths.extend(saved["lengths"])
             self._lags.extend(saved["lags"])
             self._updates = [UpdateStats(*values) for values in saved["updates"]]
@@ -169,6 +171,7 @@ class Records:
             "replay/bytes": learner.replay.bytes,
             "actors/policy_lag_updates": self._lag(),
             "time/samples_per_insert": self._samples_per_insert(learner),
+            "train/learning_rate": learner.trainer.adam.learning_rate,
         }
         if transport:
             stats = transport.stats
@@ -330,6 +333,7 @@ class Records:
             "last_scores": list(self.scores.last),
             "games": self.scores.games,
             "best_mean_100": _null(self.scores.best_mean_100),
+            "lowest_mean_10": _null(self.scores.lowest_mean_10),
             "lengths": list(self._lengths),
             "lags": list(self._lags),
             "updates": [[u.loss, u.q_mean, u.grad_norm] for u in self._updates],
@@ -368,5 +372,5 @@ def _null(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _from_null(value: float | None) -> float:
-    return float("-inf") if value is None else value
+def _from_null(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

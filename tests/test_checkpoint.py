@@ -346,7 +346,7 @@ def test_a_checkpoint_of_another_network_is_refused_in_a_sentence(
 def test_samples_that_are_owed_are_owed_still_after_a_resume(tmp_path: Path) -> None:
     from learner.learner import Learner
 
-    settings = config(samples_per_insert=2.0, samples_per_insert_mastered=0.5, reward=0.5)
+    settings = config(samples_per_insert=2.0, samples_per_insert_mastered=0.5, reward=0.55)
     learner = Learner(settings, tmp_path, False, time.monotonic())
     for i in range(60):
         chunk = chunk_of(Spec.of(settings), 16, 20 * i, terminal=True)
@@ -363,6 +363,22 @@ def test_samples_that_are_owed_are_owed_still_after_a_resume(tmp_path: Path) -> 
     changed = Learner(other, tmp_path, True, time.monotonic())
     assert changed.limiter == learner.limiter.at_ratio(0.25, 960)
     changed.records.metrics.close()
+
+
+def test_the_step_size_is_the_same_after_a_resume(tmp_path: Path) -> None:
+    from learner.learner import Learner
+
+    settings = config(reward=2.0, learning_rate=4e-4, learning_rate_final=2e-4)
+    learner = Learner(settings, tmp_path, False, time.monotonic())
+    for i in range(120):  # the lowest mean, 0, is of games beyond the last 100
+        chunk = chunk_of(Spec.of(settings), 16, 20 * i, terminal=True)
+        score = EpisodeStats(float(i >= 10), 16, 0.1, 0)
+        learner.insert(dataclasses.replace(chunk, episode=score))
+    learner.save_now()
+    learner.records.metrics.close()
+    resumed = Learner(settings, tmp_path, True, time.monotonic())
+    assert resumed.trainer.adam.learning_rate == pytest.approx(3e-4)
+    resumed.records.metrics.close()
 
 
 @pytest.mark.usefixtures("signals_restored")

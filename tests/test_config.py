@@ -28,11 +28,24 @@ def test_the_book_is_the_reference_number_for_number() -> None:
     assert (book.replay_transitions, book.learning_starts_transitions) == (10_000, 10_000)
     assert (book.learning_rate, book.adam_epsilon, book.max_grad_norm) == (1e-4, 1e-8, 0)
     assert book.samples_per_insert == book.batch_size  # one update per env step
+    assert (book.actors, book.envs_per_actor) == (1, 1)
     assert book.target_sync_period_updates == 1_000
     assert (book.loss, book.network, book.precision) == ("mse", "nature", "float32")
     assert not (book.double or book.dueling or book.standardize or book.prioritized)
     assert not (book.learning_rate_final or book.policy_average_updates)
     assert (book.reward, book.epsilon_final, book.epsilon_decay_env_steps) == (19.5, 0.02, 100_000)
+
+
+@pytest.mark.parametrize(
+    ("cores", "cuda", "actors"),
+    [(1, False, 2), (2, False, 2), (16, False, 8), (16, True, 15), (1, True, 1)],
+)
+def test_the_actors_suit_the_machine_unless_they_are_given(
+    cores: int, cuda: bool, actors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.config.cores", lambda: cores)
+    assert make_config("pong", cuda=cuda).actor_count == actors
+    assert make_config("pong", cuda=cuda, actors=5).actor_count == 5
 
 
 @pytest.mark.parametrize(

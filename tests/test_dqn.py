@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from learner.adam import Adam
-from learner.dqn import NotFinite, Trainer, td_loss
+from learner.dqn import NotFinite, Trainer, learning_rate, td_loss
 from learner.replay import TransitionBatch
 from tests.builders import config
 
@@ -112,23 +112,14 @@ def test_the_gradient_is_clipped_before_the_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("final", "updates", "expected"),
-    [
-        (0.0, 5_000, 4e-4),
-        (1e-4, 0, 4e-4),
-        (1e-4, 500, 2.5e-4),
-        (1e-4, 1_000, 1e-4),
-        (1e-4, 9_000, 1e-4),
-    ],
+    ("final", "progress", "expected"),
+    [(0.0, 0.5, 4e-4), (0.0, 1.0, 4e-4), (1e-4, 0.0, 4e-4), (1e-4, 0.5, 2.5e-4), (1e-4, 1.0, 1e-4)],
 )
-def test_the_step_size_falls_in_a_straight_line_unless_its_end_is_0(
-    final: float, updates: int, expected: float
+def test_the_step_size_falls_with_progress_in_a_straight_line_unless_its_end_is_0(
+    final: float, progress: float, expected: float
 ) -> None:
-    rates = {"learning_rate": 4e-4, "learning_rate_final": final}
-    trainer = Trainer(config(**rates, learning_rate_decay_updates=1_000), torch.device("cpu"))
-    trainer.updates = updates
-    trainer.update(random_batch())
-    assert trainer.adam.learning_rate == pytest.approx(expected)
+    rates = config(learning_rate=4e-4, learning_rate_final=final)
+    assert learning_rate(rates, progress) == pytest.approx(expected)
 
 
 def test_adam_steps_as_pytorchs_own_to_the_bit() -> None:

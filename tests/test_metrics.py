@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.messages import EpisodeStats, Spec
 from common.metrics import COLUMNS, Metrics, Scores
@@ -209,31 +211,58 @@ def test_a_network_that_is_dead_is_told_once_a_minute(
     learner.records.metrics.close()
 
 
-def ratios(run_dir: Path, mastered: float, scores: list[float]) -> list[float]:
-    """Samples per insert after games with these scores, of at most 2."""
-    settings = config(reward=19.5, samples_per_insert=2.0, samples_per_insert_mastered=mastered)
-    learner = Learner(settings, run_dir, resume=False, started=0.0)
+def after_games(run_dir: Path, scores: list[float], **settings: float) -> list[tuple[float, float]]:
+    """Samples per insert, of at most 2, and step size, from 4e-4 to 1e-4, after each game."""
+    rates = {"samples_per_insert": 2.0, "learning_rate": 4e-4, "learning_rate_final": 1e-4}
+    wanted = config(**{"reward": 19.5, **rates, **settings})
+    learner = Learner(wanted, run_dir, resume=False, started=0.0)
     found = []
     for i, score in enumerate(scores):
-        chunk = chunk_of(Spec.of(settings), 16, 100 * i, terminal=True)
+        chunk = chunk_of(Spec.of(wanted), 16, 100 * i, terminal=True)
         learner.insert(dataclasses.replace(chunk, episode=EpisodeStats(score, 16, 0.1, 0)))
-        found.append(learner.limiter.samples_per_insert)
+        found.append((learner.limiter.samples_per_insert, learner.trainer.adam.learning_rate))
     learner.records.metrics.close()
     return found
 
 
-def test_learning_yields_to_acting_while_the_last_ten_games_are_above_the_mark(
+def test_learning_yields_to_acting_while_the_last_ten_games_are_at_the_mark(
     tmp_path: Path,
 ) -> None:
-    scores = [20.0] * 10 + [16.0, 18.0]  # the last tens: 20, 19.6, 19.4; nine say too little
-    assert ratios(tmp_path, 0.5, scores) == [2.0] * 9 + [0.5, 0.5, 2.0]
+    scores = [20.0] * 10 + [15.0, 19.0]  # the last tens: 20, 19.5, 19.4; nine say too little
+    found = after_games(tmp_path, scores, samples_per_insert_mastered=0.5)
+    assert [ratio for ratio, _ in found] == [2.0] * 9 + [0.5, 0.5, 2.0]
 
 
 @pytest.mark.parametrize("mastered", [0.0, 3.0])
 def test_without_a_lower_ratio_for_it_mastery_changes_nothing(
     tmp_path: Path, mastered: float
 ) -> None:
-    assert set(ratios(tmp_path, mastered, [20.0] * 12)) == {2.0}
+    found = after_games(tmp_path, [20.0] * 12, samples_per_insert_mastered=mastered)
+    assert {ratio for ratio, _ in found} == {2.0}
+
+
+def test_the_step_size_follows_the_scores_down_and_up(tmp_path: Path) -> None:
+    scores = [-20.0] * 10 + [20.0] * 10 + [-20.0] * 10
+    found = [rate for _, rate in after_games(tmp_path, scores, reward=20.0)]
+    half_way = found[14]  # five of the last ten games lost, five won
+    assert found[:10] == [4e-4] * 10  # nothing known of ten games yet, then the lowest
+    assert half_way == found[24] == pytest.approx(2.5e-4)
+    assert found[19] == pytest.approx(1e-4)
+    assert found[29] == pytest.approx(4e-4)
+    assert found[9:20] == sorted(found[9:20], reverse=True)
+    assert found[19:] == sorted(found[19:])
+
+
+@given(
+    scores=st.lists(st.integers(-100, 100), min_size=10, max_size=40),
+    reward=st.integers(-100, 100),
+)
+def test_progress_is_a_share_whatever_the_scores(scores: list[int], reward: int) -> None:
+    told = Scores()
+    for score in scores:
+        told.add(score)
+        assert 0.0 <= told.progress(reward) <= 1.0
+    assert (told.progress(reward) == 1.0) == (sum(scores[-10:]) / 10 >= reward)
 
 
 def test_before_100_games_the_best_policy_is_the_last_one(tmp_path: Path) -> None:

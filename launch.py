@@ -46,6 +46,7 @@ from common.lifeline import (  # noqa: E402
     die_with_parent,
     stop_signals,
 )
+from common.machine import cores  # noqa: E402
 from common.presets import did_you_mean  # noqa: E402
 from common.run_folder import (  # noqa: E402
     has_checkpoint,
@@ -149,7 +150,13 @@ def supervise(config: Config, run_dir: Path, resume: bool, began: Callable[[], N
         stack.callback(remove_socket, run_dir)
         log = partial(say, error=True)
         supervisor = Supervisor(
-            learner_spec, actor_spec, config.actor_count, beats, logs=logs, log=log
+            learner_spec,
+            actor_spec,
+            config.actor_count,
+            beats,
+            logs=logs,
+            log=log,
+            first_actors=max(1, cores() - 1),  # one for each core that the learner leaves them
         )
         try:
             return supervisor.run()

@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,7 +46,7 @@ class _Child:
 
     make: Callable[[int], ChildSpec]  # incarnation -> spec
     process: subprocess.Popen[bytes] | None = None
-    start_at: float | None = 0.0  # None: running, or not to be started again
+    start_at: float | None = 0.0  # inf: after others; None: running, or not to be started again
     incarnation: int = 0
     started: float = 0.0
     backoff_seconds: float = 0.0
@@ -99,6 +100,7 @@ class Supervisor:
     _: KW_ONLY
     logs: Path
     log: Callable[[str], None]
+    first_actors: int = sys.maxsize  # start at once, the others when these have begun
     stall_seconds: float = 30.0
     start_seconds: float = 120.0  # from the start of a child to its first beat
     backoff_seconds: float = 0.5
@@ -110,6 +112,8 @@ class Supervisor:
     def __post_init__(self) -> None:
         self._learner = _Child(lambda incarnation: self.learner())
         self._actors = [_Child(partial(self.actor, i)) for i in range(self.actors)]
+        for actor in self._actors[self.first_actors :]:
+            actor.start_at = math.inf
         self._stop_requests, self._last_stop = 0, -math.inf
         self._ending: int | None = None  # the exit code, decided before the learner has gone
         self._deadline = math.inf  # of the ending
@@ -165,6 +169,7 @@ class Supervisor:
             if (code := actor.reap()) is not None:
                 self._actor_left(actor, code)
         now = time.monotonic()
+        self._let_others_start(now)
         for actor in self._actors:
             if actor.start_at is not None and actor.start_at <= now:
                 self._start_actor(actor)
@@ -174,6 +179,16 @@ class Supervisor:
             self._learner.kill()
             return self._learner_left(-signal.SIGKILL)
         return None
+
+    def _let_others_start(self, now: float) -> None:
+        """Once the first actors are done with starting, or gone: until then the cores are theirs,
+        so that the first env step comes the sooner."""
+        first = self._actors[: self.first_actors]
+        if any(a.started == 0.0 or (a.process and not self._has_beaten(a)) for a in first):
+            return
+        for actor in self._actors[self.first_actors :]:
+            if actor.start_at == math.inf:
+                actor.start_at = now
 
     def _next_deadline(self) -> float:
         starts = (actor.start_at for actor in self._actors if actor.start_at is not None)

@@ -129,6 +129,34 @@ def all_gone(folder: Path) -> bool:
     return all(gone(pid) for name in ("learner", "actor*") for pid in pids(folder, name))
 
 
+BEGINS_LATE = (
+    BEATS
+    + """
+if number == 0:
+    time.sleep(0.3); here("begun")
+else:
+    if not any(f.startswith("begun.") for f in os.listdir(folder)): here("early")
+    here("other")
+play()
+"""
+)
+
+
+def test_other_actors_start_when_the_first_has_begun(tmp_path: Path) -> None:
+    run = Run(tmp_path, 'wait_for("other")', BEGINS_LATE, actors=2)
+    run.slots = True
+    assert run.go(first_actors=1) == 0
+    assert not pids(tmp_path, "early")
+
+
+@pytest.mark.parametrize("leaving", ["sys.exit(2)", "sys.exit(1)"])
+def test_other_actors_start_too_when_the_first_never_begins(tmp_path: Path, leaving: str) -> None:
+    actor = f'{BEATS}\nif number == 0: {leaving}\nhere("other"); play()'
+    run = Run(tmp_path, 'wait_for("other")', actor, actors=3)
+    run.slots = True
+    assert run.go(first_actors=1) == 0
+
+
 def test_the_learners_success_ends_the_run_and_its_actors(tmp_path: Path) -> None:
     run = Run(tmp_path, 'wait_for("actor0-0"); wait_for("actor1-0")', PLAYS, actors=2)
     assert run.go() == 0

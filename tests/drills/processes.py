@@ -58,7 +58,7 @@ def learner_stalls(folder: Path, long: bool) -> dict[int, str]:
     seconds = 40 if long else 9  # longer than actors, and the transport's patience, wait
     with System(folder, actors=2, checkpoint_period_seconds="0") as system:
         system.until_learning()
-        until(lambda: len(system.actor_processes()) == 2, 20)
+        until(system.all_play, 20)
         before = {p: p.memory_info().rss for p in system.actor_processes().values()}
         learner = system.learner
         assert learner

@@ -23,8 +23,10 @@ def soak(folder: Path, long: bool) -> dict[int, str]:
     if long:
         os.nice(10)  # it may share the machine with the other drills
     flags = {"replay_transitions": "5000", "checkpoint_period_seconds": "30"}
-    with System(folder, actors=2, environment={"STAMPED_JOURNAL": ""}, **flags) as system:
+    environment = {"STAMPED_JOURNAL": ""} if long else None  # it would grow for an hour
+    with System(folder, actors=2, environment=environment, **flags) as system:
         system.until_learning()
+        until(lambda: len(system.actor_processes()) == 2 if long else system.all_play(), 30)
         watched = of_the_run(system)
         began, seen = time.monotonic(), []
         while (minute := (time.monotonic() - began) / 60) < minutes:

@@ -37,6 +37,7 @@ SMALL = {
     "--learning-starts-transitions": "300",
     "--replay-transitions": "150000",
     "--samples-per-insert": "8",
+    "--samples-per-insert-mastered": "0",
     "--batch-size": "16",
     "--log-period-seconds": "0.5",
     "--publish-period-updates": "10",
@@ -123,6 +124,11 @@ class System:
     def plays(self, actor: psutil.Process) -> bool:
         """Has this process taken a step?"""
         return any(path.stat().st_size for path in self.journal.glob(f"{actor.pid}-*"))
+
+    def all_play(self) -> bool:
+        """Has every actor taken a step?"""
+        playing = [self.plays(actor) for actor in self.actor_processes().values()]
+        return len(playing) == self.actors and all(playing)
 
     def silent_seconds(self) -> list[float]:
         """How long ago each process that has died took its last step."""

@@ -156,7 +156,8 @@ def supervise(config: Config, run_dir: Path, resume: bool, began: Callable[[], N
             beats,
             logs=logs,
             log=log,
-            first_actors=max(1, cores() - 1),  # one for each core that the learner leaves them
+            # One for each core that the learner leaves them.
+            first_actors=max(1, cores() - config.learner_threads),
         )
         try:
             return supervisor.run()

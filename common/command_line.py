@@ -82,7 +82,7 @@ def flag_parser() -> argparse.ArgumentParser:
         elif get_origin(doc.type) is Literal:
             options |= {"type": str, "metavar": "|".join(get_args(doc.type))}
         else:
-            kind = int if doc.type == int | None else doc.type
+            kind = doc.type if isinstance(doc.type, type) else get_args(doc.type)[0]  # X | None
             options |= {"type": kind, "metavar": kind.__name__.upper()}
         options["help"] = options["help"].replace("%", "%%")
         groups[doc.group].add_argument(flag(doc.name), **options)

@@ -15,6 +15,8 @@ from common.machine import cores
 
 FRAME_SHAPE = (84, 84)
 STACK = 4  # frames in one observation
+OUT_OF_REACH = 1e9  # a score that says: never
+LEAST_SAMPLES_PER_INSERT = 0.001
 VERSION = "0.1.0"
 
 
@@ -34,6 +36,9 @@ class Config:
     """Folder of the run; empty: runs/<env>-<preset>-<seed>-<time>."""
     reward: float = 19.5
     """Solved when the mean score of the last 100 finished games exceeds this."""
+    reward_mastered: float | None = None
+    """Mean score of the last 10 games that counts as mastery: samples per insert and the step size
+    follow it; left out: --reward, as it was when the run began."""
     max_env_steps: int = 0
     """Stop after so many env steps (one decision, 4 emulator frames); 0: no limit."""
     max_minutes: float = 0.0
@@ -53,8 +58,8 @@ class Config:
 
     """## Acting"""
     actors: int | None = None
-    """Actor processes; left out: half of the cores, at least 2, or with --cuda all but one; 0:
-    everything in this process in lock-step (bit-reproducible on the CPU)."""
+    """Actor processes; left out: half of the cores, at least 2, or with --cuda all but one (book:
+    1); 0: everything in this process in lock-step (bit-reproducible on the CPU)."""
     envs_per_actor: int = 8
     """Games per actor, stepped in turn with one batched forward pass."""
     epsilon_start: float = 1.0
@@ -90,8 +95,8 @@ class Config:
     samples_per_insert: float = 1.8
     """Transitions trained on per transition inserted; couples the learner's rate to the actors'."""
     samples_per_insert_mastered: float = 0.6
-    """At most so many while the mean score of the last 10 games is at least --reward: what is left
-    then is to show it in 100 games, so acting goes first; 0: as before."""
+    """At most so many while the mean score of the last 10 games is at least --reward-mastered: what
+    is left then is to show it in 100 games, so acting goes first; 0: the ratio stays."""
     samples_per_insert_tolerance: float = 0.0
     """How many samples the actors may run ahead of that ratio; 0: chosen to suit."""
 
@@ -116,10 +121,11 @@ class Config:
     batch_size: int = 32
     """Transitions per update."""
     learning_rate: float = 5e-4
-    """Adam's step size while the mean score of 10 games is at the lowest of the run."""
+    """Adam's step size; where it follows the scores, while the mean of the last 10 games is at the
+    lowest of the run."""
     learning_rate_final: float = 5e-5
-    """What it is when that mean is at --reward or above, and in a straight line between; 0: the
-    step size does not follow the scores."""
+    """What it is while that mean is at --reward-mastered or above, and in a straight line between;
+    0: the step size does not follow the scores."""
     adam_epsilon: float = 1e-8
     """Adam's epsilon."""
     max_grad_norm: float = 10.0
@@ -179,6 +185,17 @@ class Config:
             )
         if self.replay_device == "cuda" and not self.cuda:
             raise ConfigError("--replay-device cuda needs --cuda.")
+        for name in ("learning_rate_final", "samples_per_insert_mastered"):
+            if getattr(self, name) and self.mastery_score >= OUT_OF_REACH:
+                raise ConfigError(
+                    f"{flag(name)} {getattr(self, name):g} needs a score that can be reached: give "
+                    "--reward-mastered, the score of good play, or set it to 0."
+                )
+        if 0 < self.samples_per_insert_mastered < LEAST_SAMPLES_PER_INSERT:
+            raise ConfigError(
+                f"--samples-per-insert-mastered is {self.samples_per_insert_mastered:g}, expected "
+                f"0 or at least {LEAST_SAMPLES_PER_INSERT:g}."
+            )
         least = self.batch_size + self.samples_per_insert * self.chunk_transitions
         if 0 < self.samples_per_insert_tolerance < least:
             raise ConfigError(
@@ -204,9 +221,16 @@ class Config:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def resolved(self) -> "Config":
-        """The same with what depends on the machine filled in (actors, threads)."""
+        """The same with what was left out filled in: actors, threads, the score of mastery."""
         threads = self.learner_threads or max(1, cores() - self.actor_count)
-        return dataclasses.replace(self, actors=self.actor_count, learner_threads=threads)
+        return dataclasses.replace(
+            self, actors=self.actor_count, learner_threads=threads, reward_mastered=self.mastery_score
+        )
+
+    @property
+    def mastery_score(self) -> float:
+        """`reward_mastered`, or what it is when it is left out."""
+        return self.reward if self.reward_mastered is None else self.reward_mastered
 
     @property
     def actor_count(self) -> int:
@@ -247,7 +271,7 @@ _RANGES: list[tuple[str, float, float]] = [
     ("chunk_transitions", 1, 1024),
     ("window_chunks", 1, 1024),
     ("replay_transitions learning_starts_transitions", 1, 10**9),
-    ("samples_per_insert", 0.001, 1000),
+    ("samples_per_insert", LEAST_SAMPLES_PER_INSERT, 1000),
     ("samples_per_insert_mastered", 0, 1000),
     ("samples_per_insert_tolerance", 0, 1e12),
     ("learner_threads", 0, 1024),
@@ -282,12 +306,17 @@ def _check_type(name: str, value: Any) -> None:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise ConfigError(f"{flag(name)} is {value!r}, expected {' or '.join(get_args(hint))}.")
-    elif hint is float:
+    elif type(None) in get_args(hint):
+        if value is not None:
+            _check_plain(name, value, get_args(hint)[0])
+    else:
+        _check_plain(name, value, hint)
+
+
+def _check_plain(name: str, value: Any, hint: Any) -> None:
+    if hint is float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
             raise ConfigError(f"{flag(name)} is {value!r}, expected a number.")
-    elif hint == int | None:
-        if value is not None and type(value) is not int:
-            raise ConfigError(f"{flag(name)} is {value!r}, expected int.")
     elif type(value) is not hint:
         raise ConfigError(f"{flag(name)} is {value!r}, expected {hint.__name__}.")
 

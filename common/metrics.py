@@ -29,7 +29,7 @@ class Scores:
         self.last: collections.deque[float] = collections.deque(maxlen=SOLVED_GAMES)
         self.games = 0
         self.best_mean_100 = float("-inf")  # of the policy that was kept
-        self.lowest_mean_10 = float("inf")
+        self.lowest_mean_10 = float("inf")  # of the whole run: where the way to mastery began
 
     def add(self, score: float) -> None:
         self.last.append(score)
@@ -50,16 +50,16 @@ class Scores:
         """Are 100 games behind their mean, and does it beat that of the policy kept?"""
         return self.games >= SOLVED_GAMES and self.mean_100 > self.best_mean_100
 
-    def progress(self, reward: float) -> float:
-        """The way of the mean of 10 games from its lowest so far, 0, to `reward`, 1.
+    def progress(self, mastery: float) -> float:
+        """The way of the mean of 10 games from its lowest so far, 0, to `mastery`, 1.
 
         At 1 the last 10 games say what the last 100 will, if play stays as it is.
         """
         if len(self.last) < PROGRESS_GAMES:
             return 0.0
-        if self.mean_10 >= reward:
+        if self.mean_10 >= mastery:
             return 1.0
-        return (self.mean_10 - self.lowest_mean_10) / (reward - self.lowest_mean_10)
+        return (self.mean_10 - self.lowest_mean_10) / (mastery - self.lowest_mean_10)
 
     def solved(self, reward: float) -> bool:
         return self.games >= SOLVED_GAMES and self.mean_100 > reward

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from common.config import Config
+from common.config import OUT_OF_REACH, Config
 from common.errors import ConfigError
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "noop_max": 30,
         "episodic_life": True,
         "clip_rewards": True,
-        "reward": 1e9,
+        "reward": OUT_OF_REACH,
         "epsilon_final": 0.01,
         "epsilon_decay_env_steps": 1_000_000,
         "n_step": 3,

@@ -133,14 +133,15 @@ class LearnerEndpoint:
         self._wake()
 
     def set_insert_limit(self, transitions: float, env_steps: int) -> None:
-        """Never take more than so many transitions in all; env_steps is told to the actors.
+        """Grant no more than so many transitions in all; env_steps is told to the actors.
 
+        A limit may fall, where more is to be learned from what there is; what was granted stays.
         Most updates raise the limit by less than a chunk. The I/O thread, which takes the
         interpreter from this one, is woken only where somebody without credit can now have some:
         the others hear of theirs when their next chunk is acknowledged.
         """
         self._env_steps = env_steps
-        self._insert_limit = max(self._insert_limit, transitions)
+        self._insert_limit = transitions
         taken, demand = self._demand_at
         if demand.starving and demand.met_by(self._insert_limit - taken):
             self._wake()
@@ -317,7 +318,7 @@ class LearnerEndpoint:
 
     def _grant(self) -> None:
         limit = math.nan
-        while limit != self._insert_limit:  # raised meanwhile: by who saw an older demand
+        while limit != self._insert_limit:  # moved meanwhile: by who saw an older demand
             limit = self._insert_limit
             for session in self._sessions.grant(limit - self._taken):
                 self._ack(session)  # it may be blocked: tell it now

@@ -1,4 +1,4 @@
-"""Exploration schedules: pure functions."""
+"""Schedules of exploration and of the step size: pure functions."""
 
 from common.config import Config
 
@@ -27,3 +27,10 @@ def ladder_epsilon(actor_id: int, actors: int, base: float = 0.4, exponent: floa
     Ape-X (Horgan et al. 2018, section 4.1). A single actor gets `base`.
     """
     return float(base ** (1.0 + exponent * actor_id / max(actors - 1, 1)))
+
+
+def learning_rate_of(config: Config, progress: float) -> float:
+    """Adam's step size when the scores are so far on their way to mastery (0 to 1)."""
+    if not config.learning_rate_final:
+        return config.learning_rate
+    return config.learning_rate + progress * (config.learning_rate_final - config.learning_rate)

@@ -100,7 +100,8 @@ class Supervisor:
     _: KW_ONLY
     logs: Path
     log: Callable[[str], None]
-    first_actors: int = sys.maxsize  # start at once, the others when these have begun
+    first_actors: int = sys.maxsize  # start at once, the others when these have shown life
+    others_wait_seconds: float = 10.0  # for that, at most
     stall_seconds: float = 30.0
     start_seconds: float = 120.0  # from the start of a child to its first beat
     backoff_seconds: float = 0.5
@@ -181,10 +182,11 @@ class Supervisor:
         return None
 
     def _let_others_start(self, now: float) -> None:
-        """Once the first actors are done with starting, or gone: until then the cores are theirs,
-        so that the first env step comes the sooner."""
+        """Once the first actors have imported what they need and wait for the learner, or are gone:
+        until then the cores are theirs, so that the first env step comes the sooner."""
         first = self._actors[: self.first_actors]
-        if any(a.started == 0.0 or (a.process and not self._has_beaten(a)) for a in first):
+        starting = any(a.started == 0.0 or (a.process and not self._has_beaten(a)) for a in first)
+        if starting and now - self._learner.started < self.others_wait_seconds:
             return
         for actor in self._actors[self.first_actors :]:
             if actor.start_at == math.inf:

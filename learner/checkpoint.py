@@ -3,8 +3,9 @@
 A checkpoint is a folder `step-<env_steps>` with
   model.safetensors       online.*, target.*, policy.* (where it is averaged), adam.* and, from
                           lock-step, player.*
-  state.json              counters, ids, sampler, random state, records and, from lock-step, the
-                          games (bytes as base64); schedules and limiter follow from the counters
+  state.json              counters, ids, sampler, limiter, random state, records and, from
+                          lock-step, the games (bytes as base64); epsilon follows from the
+                          counters, the step size from the scores among the records
   replay-<a>-<b>.z        transitions a to b as they lie in the ring, zlib level 1
   MANIFEST.json           SHA-256 of each of them
 It is written under another name, synced and renamed, so a folder of that name is complete; every

@@ -38,13 +38,6 @@ def td_loss(
     return (batch.weight * losses).mean(), (y - q).detach(), q.detach()
 
 
-def learning_rate(config: Config, progress: float) -> float:
-    """Adam's step size when the scores are so far on their way to --reward (0 to 1)."""
-    if not config.learning_rate_final:
-        return config.learning_rate
-    return config.learning_rate + progress * (config.learning_rate_final - config.learning_rate)
-
-
 @dataclass(slots=True)
 class UpdateStats:
     """Of one update."""

@@ -20,9 +20,10 @@ from common.machine import available_memory_bytes
 from common.messages import Chunk, Weights
 from common.network import state_vector
 from common.router import LearnerEndpoint
+from common.schedules import learning_rate_of
 from common.timings import Timings
 from learner.checkpoint import Checkpointer, Snapshot, load_newest
-from learner.dqn import Trainer, learning_rate, with_prefix
+from learner.dqn import Trainer, with_prefix
 from learner.limiter import Limiter
 from learner.prioritized import PrioritizedSampler
 from learner.records import Records
@@ -123,8 +124,8 @@ class Learner:
     def _follow_scores(self) -> None:
         """Large steps while play is poor, small ones where it is good, since they undo what is
         learned; and where it is as good as it has to be, acting goes first."""
-        config, progress = self.config, self.records.scores.progress(self.config.reward)
-        self.trainer.adam.learning_rate = learning_rate(config, progress)
+        config, progress = self.config, self.records.scores.progress(self.config.mastery_score)
+        self.trainer.adam.learning_rate = learning_rate_of(config, progress)
         ratio = config.samples_per_insert
         if progress == 1.0 and config.samples_per_insert_mastered:
             ratio = min(ratio, config.samples_per_insert_mastered)

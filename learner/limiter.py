@@ -9,7 +9,9 @@ The learner may not sample past the first bound, the actors may not insert past 
 cannot forbid at once because t >= r * chunk (Config asks for more), so they never deadlock.
 After the rate limiters of Reverb (Cassirer et al. 2021, section 3.3).
 
-When r changes on the way, r * (I - m) is the sum over the parts: what was earned stays earned.
+When r changes on the way, r * (I - m) is the sum over the parts: what was earned stays earned. And
+what was granted at a lower r stays granted, at most an actor's window of chunks for each of them:
+after a rise the actors may be ahead by so much more.
 """
 
 from dataclasses import dataclass, replace

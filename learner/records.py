@@ -303,6 +303,7 @@ class Records:
             "env_steps_per_second": round(learner.inserted / wall, 3),
             "updates_per_second": round(learner.updates / wall, 3),
             "samples_per_insert": config.samples_per_insert,
+            "samples_per_insert_mastered": config.samples_per_insert_mastered,
             "measured_samples_per_insert": _null(self._samples_per_insert(learner)),
             "seed": config.seed,
             "preset": config.preset,

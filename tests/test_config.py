@@ -1,14 +1,15 @@
 """Settings validate themselves, and the flags follow from them."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
-from common.command_line import field_docs
+from common.command_line import field_docs, parse
 from common.config import Config
 from common.errors import ConfigError
 from common.presets import PRESETS, did_you_mean, make_config
-from common.schedules import ladder_epsilon, linear_epsilon
+from common.schedules import ladder_epsilon, learning_rate_of, linear_epsilon
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -61,6 +62,13 @@ def test_the_actors_suit_the_machine_unless_they_are_given(
         ({"batch_size": 20_000}, "the first batch could not be filled"),
         ({"samples_per_insert_tolerance": 3.0}, "would deadlock"),
         ({"samples_per_insert": 0.0}, "--samples-per-insert is 0.0"),
+        ({"samples_per_insert_mastered": 1e-4}, "0.0001, expected 0 or at least 0.001"),
+        ({"reward_mastered": "20"}, "--reward-mastered is '20', expected a number"),
+        ({"reward": 1e9}, "--learning-rate-final 5e-05 needs a score that can be reached"),
+        (
+            {"reward": 1e9, "learning_rate_final": 0.0},
+            "--samples-per-insert-mastered 0.6 needs a score that can be reached",
+        ),
         ({"replay_device": "cuda"}, "needs --cuda"),
     ],
 )
@@ -71,6 +79,19 @@ def test_a_wrong_setting_is_one_sentence_that_names_its_flag(
         make_config("pong", **overrides)
     assert message in str(caught.value)
     assert str(caught.value).endswith(".")
+
+
+def test_mastery_is_the_score_that_solves_unless_it_is_given() -> None:
+    assert make_config("pong", reward=300.0).resolved().reward_mastered == 300.0
+    assert make_config("pong", reward=1e9, reward_mastered=18.0).resolved().mastery_score == 18.0
+
+
+def test_a_resumed_run_may_be_solved_elsewhere_but_learns_as_before(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(parse([]).config.to_json())
+    config = parse(["--resume", str(tmp_path), "--reward", "20.5"]).config
+    assert (config.reward, config.mastery_score) == (20.5, 19.5)
+    with pytest.raises(ConfigError, match="--reward-mastered cannot change on --resume"):
+        parse(["--resume", str(tmp_path), "--reward-mastered", "20.5"])
 
 
 def test_an_unknown_preset_names_its_neighbours() -> None:
@@ -86,10 +107,8 @@ def test_the_agreement_changes_with_what_both_sides_must_share_and_only_then() -
         assert make_config("pong", **other).agreement_hash() != ours
 
 
-def test_a_configuration_survives_its_json(tmp_path: object) -> None:
-    from pathlib import Path
-
-    path = Path(str(tmp_path)) / "config.json"
+def test_a_configuration_survives_its_json(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
     config = make_config("book", seed=5)
     path.write_text(config.to_json())
     assert Config.from_json(path) == config
@@ -110,3 +129,14 @@ def test_the_ladder_spans_ape_x_and_survives_one_actor() -> None:
     assert ladder_epsilon(0, 8) == pytest.approx(0.4)
     assert ladder_epsilon(7, 8) == pytest.approx(0.4**8)
     assert ladder_epsilon(0, 1) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("final", "progress", "expected"),
+    [(0.0, 0.5, 4e-4), (0.0, 1.0, 4e-4), (1e-4, 0.0, 4e-4), (1e-4, 0.5, 2.5e-4), (1e-4, 1.0, 1e-4)],
+)
+def test_the_step_size_falls_with_progress_in_a_straight_line_unless_its_end_is_0(
+    final: float, progress: float, expected: float
+) -> None:
+    rates = make_config("pong", learning_rate=4e-4, learning_rate_final=final)
+    assert learning_rate_of(rates, progress) == pytest.approx(expected)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from learner.adam import Adam
-from learner.dqn import NotFinite, Trainer, learning_rate, td_loss
+from learner.dqn import NotFinite, Trainer, td_loss
 from learner.replay import TransitionBatch
 from tests.builders import config
 
@@ -109,17 +109,6 @@ def test_the_gradient_is_clipped_before_the_step() -> None:
         float(p.grad.pow(2).sum()) for p in clipped.online.parameters() if p.grad is not None
     )
     assert total**0.5 == pytest.approx(1e-3, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("final", "progress", "expected"),
-    [(0.0, 0.5, 4e-4), (0.0, 1.0, 4e-4), (1e-4, 0.0, 4e-4), (1e-4, 0.5, 2.5e-4), (1e-4, 1.0, 1e-4)],
-)
-def test_the_step_size_falls_with_progress_in_a_straight_line_unless_its_end_is_0(
-    final: float, progress: float, expected: float
-) -> None:
-    rates = config(learning_rate=4e-4, learning_rate_final=final)
-    assert learning_rate(rates, progress) == pytest.approx(expected)
 
 
 def test_adam_steps_as_pytorchs_own_to_the_bit() -> None:

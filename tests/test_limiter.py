@@ -77,7 +77,8 @@ def test_no_accepted_setting_deadlocks_and_the_bounds_hold(
         assert sampled <= earned * (1 + 1e-9) + batch
         ahead = settings.tolerance_samples
         if ever_lower:  # what was granted at the lower ratio stays granted
-            ahead = (ahead + batch) / lower
+            granted = ratio * actors * window * chunk
+            ahead = min((ahead + batch) / lower, ahead + granted)
         assert earned - sampled <= (ahead + ratio * chunk) * (1 + 1e-9)
 
 

@@ -129,32 +129,34 @@ def all_gone(folder: Path) -> bool:
     return all(gone(pid) for name in ("learner", "actor*") for pid in pids(folder, name))
 
 
-BEGINS_LATE = (
-    BEATS
-    + """
-if number == 0:
-    time.sleep(0.3); here("begun")
-else:
-    if not any(f.startswith("begun.") for f in os.listdir(folder)): here("early")
-    here("other")
-play()
-"""
-)
+def test_other_actors_start_when_the_first_has_shown_life(tmp_path: Path) -> None:
+    forever = ["sleep", "60"]
+    with closing(Heartbeats.create(tmp_path / "heartbeats", 3)) as heartbeats:
+        supervisor = Supervisor(
+            lambda: ChildSpec("learner", forever, 2),
+            lambda i, n: ChildSpec(f"actor-{i}", forever, i),
+            2,
+            heartbeats,
+            logs=tmp_path,
+            log=print,
+            first_actors=1,
+        )
+        try:
+            supervisor._start(supervisor._learner)
+            assert [supervisor._look(), supervisor.alive] == [None, 1]
+            assert [supervisor._look(), supervisor.alive] == [None, 1]
+            heartbeats.beat(0)
+            assert [supervisor._look(), supervisor.alive] == [None, 2]
+        finally:
+            supervisor._kill_all()
 
 
-def test_other_actors_start_when_the_first_has_begun(tmp_path: Path) -> None:
-    run = Run(tmp_path, 'wait_for("other")', BEGINS_LATE, actors=2)
-    run.slots = True
-    assert run.go(first_actors=1) == 0
-    assert not pids(tmp_path, "early")
-
-
-@pytest.mark.parametrize("leaving", ["sys.exit(2)", "sys.exit(1)"])
-def test_other_actors_start_too_when_the_first_never_begins(tmp_path: Path, leaving: str) -> None:
-    actor = f'{BEATS}\nif number == 0: {leaving}\nhere("other"); play()'
+@pytest.mark.parametrize("beginning", ["sys.exit(2)", "sys.exit(1)", "forever()"])
+def test_other_actors_start_too_when_the_first_never_begins(tmp_path: Path, beginning: str) -> None:
+    actor = f'{BEATS}\nif number == 0: {beginning}\nhere("other"); play()'
     run = Run(tmp_path, 'wait_for("other")', actor, actors=3)
     run.slots = True
-    assert run.go(first_actors=1) == 0
+    assert run.go(first_actors=1, others_wait_seconds=0.2, max_deaths=1_000) == 0
 
 
 def test_the_learners_success_ends_the_run_and_its_actors(tmp_path: Path) -> None:

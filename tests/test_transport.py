@@ -120,6 +120,28 @@ def test_no_more_is_taken_than_the_limit_allows_and_more_when_it_rises(pair: Pai
     assert got == list(range(12))
 
 
+def test_a_limit_may_fall_and_what_was_granted_stays(pair: Pair) -> None:
+    window = pair.config.window_chunks
+    actor = pair.actor()
+    pair.learner.set_insert_limit(10_000, 0)
+    eventually(lambda: actor.poll() or actor._granted_seq == window)
+    pair.learner.set_insert_limit(0, 0)
+    sender = threading.Thread(target=lambda: [actor.send(pair.chunk(i)) for i in range(window + 1)])
+    sender.start()
+    got: list[int] = []
+
+    def drained(count: int) -> bool:
+        got.extend(int(c.transitions["n_step_return"][0]) for c in pair.learner.drain())
+        return len(got) >= count
+
+    eventually(lambda: drained(window))
+    eventually(lambda: pair.learner._demand_at[1].starving)  # and after the last one, nothing
+    assert sender.is_alive() and got == list(range(window))
+    pair.learner.set_insert_limit(16 * (window + 1), 0)
+    eventually(lambda: drained(window + 1))
+    sender.join(10)
+
+
 def test_a_limit_wakes_the_transport_thread_only_where_an_actor_gets_credit_by_it(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,10 +151,10 @@ def test_a_limit_wakes_the_transport_thread_only_where_an_actor_gets_credit_by_i
     actor = pair.actor()
     pair.learner.set_insert_limit(16, 0)
     eventually(lambda: actor.poll() or actor._granted_seq == 1)
+    eventually(lambda: not pair.learner._demand_at[1].starving)  # its ACK is sent before
     assert len(woken) == 1
-    pair.learner.set_insert_limit(
-        32, 0
-    )  # the actor has credit, and hears of more with its next ACK
+    # The actor has credit, and hears of more with its next ACK.
+    pair.learner.set_insert_limit(32, 0)
     actor.send(pair.chunk(0))
     pair.taken(1)
     eventually(lambda: actor.poll() or actor._granted_seq == 2)

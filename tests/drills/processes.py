@@ -17,7 +17,7 @@ def actors_die_and_stop(folder: Path, long: bool) -> dict[int, str]:
     actors, seconds = (8, 600) if long else (4, 30)
     with System(folder, actors=actors, checkpoint_period_seconds="0") as system:
         system.until_learning()
-        until(lambda: len(system.actor_processes()) == actors, 30)
+        until(system.all_play, 30)
         watch, choose, back = LearnerWatch(system), chooser(1), []
         frozen = system.actor_processes()[0]
         frozen.suspend()

@@ -70,7 +70,7 @@ def of_the_run(system: System) -> dict[str, psutil.Process]:
 
 def ratio_holds(folder: Path, long: bool) -> dict[int, str]:
     """Row 18: samples per insert over any 60 s (quick: 5 s) within 1 % of the setting."""
-    if long:  # Pong, as it is by default
+    if long:  # Pong as by default, but for the lower ratio once it is mastered
         seconds, window = 240, 60.0
         flags = {
             "env": "PongNoFrameskip-v4", "envs_per_actor": "8", "chunk_transitions": "64",

@@ -262,6 +262,8 @@ def open_env(env_id: str, seed: int | None = None) -> Env:
 
     seed: what its first reset will be given, if that is known: then that reset is quicker.
     """
+    if env_id.startswith((".", "/")):
+        raise ConfigError(f"{env_id!r} is a path: an environment of your own is module:Id")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is out of date")  # v0 differs from v4, and is wanted
         warnings.filterwarnings("ignore", ".*Using the latest versioned environment")

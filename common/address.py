@@ -69,7 +69,8 @@ def ipc_endpoint(folder: Path) -> str:
 
 def endpoint(config: Config, run_dir: Path) -> str:
     """Where the learner listens."""
-    return config.bind or ipc_endpoint(run_dir / "ipc")
+    # ZeroMQ looks up no names of where it is to listen.
+    return config.bind.replace("//localhost:", "//127.0.0.1:") or ipc_endpoint(run_dir / "ipc")
 
 
 def connect_endpoint(config: Config, run_dir: Path) -> str:

@@ -108,8 +108,9 @@ class Config:
     network: Literal["nature", "nips"] = "nips"
     """nips: 16-32 filters, 256 units (Mnih et al. 2013); nature: 32-64-64, 512 (2015)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the factors in the network's products, sums are float32; auto: bfloat16 on a CPU that
-    multiplies it natively, each process its own."""
+    """Of the factors in the network's products, sums are float32; auto: each process what its
+    device is quick at, bfloat16 on a CPU that multiplies it natively, TensorFloat-32 in a GPU's
+    convolutions."""
     dueling: bool = False
     """Separate value and advantage streams (Wang et al. 2016)."""
     double: bool = False
@@ -224,7 +225,10 @@ class Config:
         """The same with what was left out filled in: actors, threads, the score of mastery."""
         threads = self.learner_threads or max(1, cores() - self.actor_count)
         return dataclasses.replace(
-            self, actors=self.actor_count, learner_threads=threads, reward_mastered=self.mastery_score
+            self,
+            actors=self.actor_count,
+            learner_threads=threads,
+            reward_mastered=self.mastery_score,
         )
 
     @property

@@ -126,10 +126,13 @@ class DQN(nn.Module):
         self.pixel_scale.copy_((x - mean).pow(2).mean().sqrt().clamp(min=1.0))
 
 
-def network_for(config: Config) -> DQN:
-    """The network that a configuration describes, with fresh weights."""
+def network_for(config: Config, device: str = "cpu") -> DQN:
+    """The network that a configuration describes, with fresh weights on the CPU.
+
+    device: "cpu" or "cuda", where it will compute: what --precision auto goes by.
+    """
     bfloat16 = config.precision == "bfloat16" or (
-        config.precision == "auto" and not config.cuda and multiplies_bfloat16()
+        config.precision == "auto" and device == "cpu" and multiplies_bfloat16()
     )
     return DQN((STACK, *FRAME_SHAPE), config.n_actions, config.network, config.dueling, bfloat16)
 

@@ -41,7 +41,7 @@ from common.machine import cores
 from common.messages import TRANSITION_DTYPE, Chunk
 from learner.replay import Replay, StoredChunk
 
-FORMAT = 5  # of state.json
+FORMAT = 6  # of state.json
 _REPLACED = "-replaced"
 _ASIDE = "unused-"  # before the name of a checkpoint that a resumed run did not go on from
 _SEGMENT_CHUNKS = 64
@@ -156,7 +156,9 @@ class Checkpointer:
         segments = [fresh[i : i + _SEGMENT_CHUNKS] for i in range(0, len(fresh), _SEGMENT_CHUNKS)]
         with ThreadPoolExecutor(threads) as pool:  # zlib works without the interpreter's lock
             in_turn = pool.map if threads > 1 else map  # beside training: one core, least memory
-            packings = in_turn(partial(_pack_live, self.replay), segments)
+            pack, few = partial(_pack_live, self.replay), 2 * threads  # what waits to be written
+            batches = (segments[i : i + few] for i in range(0, len(segments), few))
+            packings = (packed for batch in batches for packed in in_turn(pack, batch))
             for wanted, (chunks, packed) in zip(segments, packings, strict=True):
                 beat()
                 if chunks != wanted:

@@ -57,7 +57,7 @@ class Trainer:
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.online, self.target = network_for(config), network_for(config)
+        self.online, self.target = (network_for(config, device.type) for _ in range(2))
         for network in (self.online, self.target):
             network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.target.for_playing().requires_grad_(False)
@@ -65,7 +65,7 @@ class Trainer:
         # What is played: the online network, or a smoothed copy of it.
         self.policy = self.online
         if config.policy_average_updates:
-            self.policy = network_for(config).to(device).requires_grad_(False)
+            self.policy = network_for(config, device.type).to(device).requires_grad_(False)
         self.updates = 0
         self.sync_target()
         self.average_policy(share=1.0)

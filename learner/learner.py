@@ -67,6 +67,8 @@ class Learner:
         self.trainer = Trainer(config, device)
         gib = planned_bytes(config) / 2**30
         precision = "bfloat16" if self.trainer.online.in_bfloat16 else "float32"
+        if config.cuda and config.precision == "auto":
+            precision += " (convolutions in TensorFloat-32)"
         say(
             f"Learner on {device} with {config.learner_threads} CPU thread(s), in {precision}; "
             f"replay of {config.replay_transitions:,} transitions, {gib:.2f} GiB on "
@@ -325,8 +327,12 @@ def learner_device(config: Config) -> torch.device:
             "--cuda needs an NVIDIA GPU and a CUDA build of PyTorch, and torch finds none here: "
             "leave the flag out to learn on the CPU."
         )
+    if not config.cuda:
+        return torch.device("cpu")
+    # PyTorch's default is to round the factors of convolutions.
+    torch.backends.cudnn.allow_tf32 = config.precision == "auto"
     # With its number, as tensors name it: `cuda` and `cuda:0` are not equal.
-    return torch.device("cuda", torch.cuda.current_device()) if config.cuda else torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def available_memory(device: torch.device) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """The learner's bookkeeping: scores, rates, the solved test, result.json, best.safetensors."""
 
 import collections
+import dataclasses
 import json
 import math
 import time
@@ -65,7 +66,7 @@ class Records:
         self._started = started
         self._lengths: collections.deque[int] = collections.deque(maxlen=SOLVED_GAMES)
         self._lags: collections.deque[int] = collections.deque(maxlen=200)
-        self._updates: list[UpdateStats] = []
+        self._updates, self._sums = 0, UpdateStats(0.0, 0.0, 0.0)  # of the period
         if saved:
             self.wall_before = saved["wall_seconds"]
             self.scores.last.extend(saved["last_scores"])
@@ -78,7 +79,7 @@ class Records:
             self.scores.lowest_mean_10 = _from_null(saved["lowest_mean_10"], math.inf)
             self._lengths.extend(saved["lengths"])
             self._lags.extend(saved["lags"])
-            self._updates = [UpdateStats(*values) for values in saved["updates"]]
+            self._updates, self._sums = saved["period"][0], UpdateStats(*saved["period"][1:])
         self.metrics = Metrics(config, run_dir, env_steps if saved else None)
         self._rates = Rates()
         self._actor_rates = Rates()
@@ -95,7 +96,10 @@ class Records:
         self._lags.append(versions * self.config.publish_period_updates)
 
     def updated(self, stats: UpdateStats) -> None:
-        self._updates.append(stats)
+        self._updates += 1
+        self._sums.loss += stats.loss
+        self._sums.q_mean += stats.q_mean
+        self._sums.grad_norm += stats.grad_norm
 
     def game(self, game: EpisodeStats, env_steps: int, updates: int) -> bool:
         """A game is over. -> True when the 100-game mean is a new best: keep the policy."""
@@ -204,7 +208,7 @@ class Records:
                 values[f"train/{tag}"] = self._mean_update(tag)
         self.metrics.scalars(values, env_steps)
         self._row("period", env_steps, updates)
-        self._updates.clear()
+        self._updates, self._sums = 0, UpdateStats(0.0, 0.0, 0.0)
         self.metrics.flush()
         say(self._line(learner, values))
         if transport and transport.stats.refused > self._refused:
@@ -337,7 +341,7 @@ class Records:
             "lowest_mean_10": _null(self.scores.lowest_mean_10),
             "lengths": list(self._lengths),
             "lags": list(self._lags),
-            "updates": [[u.loss, u.q_mean, u.grad_norm] for u in self._updates],
+            "period": [self._updates, *dataclasses.astuple(self._sums)],
         }
 
     # -- small sums -----------------------------------------------------------------------------
@@ -356,7 +360,7 @@ class Records:
         return sum(self._lags) / len(self._lags) if self._lags else 0.0
 
     def _mean_update(self, name: str) -> float:
-        return float(sum(getattr(u, name) for u in self._updates)) / len(self._updates)
+        return float(getattr(self._sums, name)) / self._updates
 
     @staticmethod
     def _samples_per_insert(learner: "Learner") -> float:

@@ -269,21 +269,34 @@ def planned_bytes(config: Config) -> int:
     return planned_frames(config) * FRAME_BYTES + config.replay_transitions * per_transition
 
 
+def bytes_beside(config: Config) -> int:
+    """What the rest of the run needs where the replay lies, by estimate: on a GPU networks, batches
+    and libraries; else the learner itself and its actors."""
+    if config.replay_device == "cuda":
+        return 1 << 30
+    return (512 + 300 * config.actor_count) << 20
+
+
 def check_fits(config: Config, available_bytes: int, where: str, *, resume: bool) -> None:
     """Raises ConfigError when the replay cannot fit into what is available.
 
     where: what that is, for the message. resume: a run goes on, so its replay's size is given.
     """
-    need = planned_bytes(config)
-    if need > available_bytes:
-        most = int(config.replay_transitions * available_bytes / need * 0.95)
-        raise ConfigError(
-            f"A replay of {config.replay_transitions:,} transitions takes {need / 2**30:.1f} GiB, "
-            f"{available_bytes / 2**30:.1f} GiB of {where} are free: "
-            + (
-                "a run goes on with the replay that it has, so free some, or give it another "
-                "--replay-device or machine."
-                if resume
-                else f"use --replay-transitions {most} or fewer."
-            )
+    need, beside = planned_bytes(config), bytes_beside(config)
+    if need + beside <= available_bytes:
+        return
+    most = int(config.replay_transitions * (available_bytes - beside) / need * 0.95)
+    if resume:
+        advice = (
+            "a run goes on with the replay that it has, so free some, or give it another "
+            "--replay-device or machine"
         )
+    elif most > 0:
+        advice = f"use --replay-transitions {most} or fewer"
+    else:
+        advice = "free some"
+    raise ConfigError(
+        f"A replay of {config.replay_transitions:,} transitions takes {need / 2**30:.1f} GiB and "
+        f"the rest of the run some {beside / 2**30:.1f}, {available_bytes / 2**30:.1f} GiB of "
+        f"{where} are free: {advice}."
+    )

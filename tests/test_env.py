@@ -490,6 +490,8 @@ class TestBothDoors:
             make("pong")
         with pytest.raises(ConfigError, match=r"tests\.nowhere"):
             make("tests.nowhere:Catch-v0")
+        with pytest.raises(ConfigError, match=r"^'\./catch:Catch-v0' is a path: .* module:Id$"):
+            make("./catch:Catch-v0")
 
     def test_an_error_of_the_game_itself_is_not_called_an_unknown_name(
         self, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch

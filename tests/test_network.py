@@ -102,21 +102,22 @@ def test_a_network_for_playing_gives_the_very_values_of_the_one_that_learns(
 
 
 @pytest.mark.parametrize(
-    ("precision", "cuda", "native", "bfloat16"),
+    ("precision", "device", "native", "bfloat16"),
     [
-        ("auto", False, True, True),
-        ("auto", False, False, False),
-        ("auto", True, True, False),
-        ("float32", False, True, False),
-        ("bfloat16", False, False, True),
-        ("bfloat16", True, False, True),
+        ("auto", "cpu", True, True),
+        ("auto", "cpu", False, False),
+        ("auto", "cuda", True, False),
+        ("float32", "cpu", True, False),
+        ("bfloat16", "cpu", False, True),
+        ("bfloat16", "cuda", False, True),
     ],
 )
-def test_precision_follows_the_cpu_unless_it_is_set(
-    monkeypatch: pytest.MonkeyPatch, precision: str, cuda: bool, native: bool, bfloat16: bool
+def test_precision_follows_what_computes_unless_it_is_set(
+    monkeypatch: pytest.MonkeyPatch, precision: str, device: str, native: bool, bfloat16: bool
 ) -> None:
     monkeypatch.setattr("common.network.multiplies_bfloat16", lambda: native)
-    assert network_for(config(precision=precision, cuda=cuda)).in_bfloat16 is bfloat16
+    settings = config(precision=precision, cuda=True)  # with a GPU, actors are on the CPU still
+    assert network_for(settings, device).in_bfloat16 is bfloat16
 
 
 def test_standardizing_gives_the_measured_frames_mean_0_and_deviation_1() -> None:

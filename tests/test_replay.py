@@ -1,5 +1,8 @@
 """The ring against a plain list: whatever is added, no stack mixes and nothing is lost early."""
 
+import re
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -137,12 +140,30 @@ def test_planned_bytes_are_what_is_allocated_within_a_percent() -> None:
 
 
 def test_a_replay_larger_than_memory_is_refused_with_a_size_that_fits() -> None:
-    big = config(replay_transitions=1_000_000)
-    with pytest.raises(ConfigError, match=r"--replay-transitions \d+ or fewer"):
-        check_fits(big, 1 << 30, "memory", resume=False)
+    big, free = config(replay_transitions=1_000_000), 4 << 30
+    with pytest.raises(ConfigError, match=r"--replay-transitions (\d+) or fewer") as told:
+        check_fits(big, free, "memory", resume=False)
+    fitting = re.search(r"--replay-transitions (\d+)", str(told.value))
+    assert fitting
+    smaller = config(replay_transitions=int(fitting[1]))
+    check_fits(smaller, free, "memory", resume=False)
     with pytest.raises(ConfigError, match="goes on with the replay that it has"):
-        check_fits(big, 1 << 30, "memory", resume=True)
+        check_fits(big, free, "memory", resume=True)
     check_fits(big, 1 << 40, "memory", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "beside"), [({"actors": 8}, 2.8), ({"cuda": True, "replay_device": "cuda"}, 1.0)]
+)
+def test_a_replay_leaves_room_for_the_rest_of_the_run(
+    settings: dict[str, Any], beside: float
+) -> None:
+    wanted = config(**settings)
+    check_fits(wanted, planned_bytes(wanted) + int(beside * 2**30) + 2**27, "memory", resume=False)
+    with pytest.raises(ConfigError, match=f"the rest of the run some {beside:.1f},"):
+        check_fits(wanted, planned_bytes(wanted) + 2**29, "memory", resume=False)
+    with pytest.raises(ConfigError, match=r"are free: free some\.$"):
+        check_fits(wanted, 2**29, "memory", resume=False)
 
 
 def test_spread_frames_are_stored_frames() -> None:

@@ -14,7 +14,7 @@ import pytest
 import zmq
 
 from common import messages
-from common.address import check_bind, ipc_endpoint
+from common.address import check_bind, connect_endpoint, endpoint, ipc_endpoint
 from common.config import Config
 from common.dealer import ActorEndpoint, LearnerGone
 from common.errors import ConfigError, Refused
@@ -532,6 +532,19 @@ def test_a_bind_beyond_this_machine_needs_keys(address: str) -> None:
 @pytest.mark.parametrize("address", ["", "tcp://127.0.0.1:5", "tcp://localhost:5", "tcp://[::1]:5"])
 def test_a_bind_on_this_machine_needs_none(address: str) -> None:
     check_bind(address, "")
+
+
+def test_a_learner_can_listen_on_localhost_and_be_found_there(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = config(bind=f"tcp://localhost:{port}")
+    learner = LearnerEndpoint(settings, endpoint(settings, tmp_path))
+    learner.start(0)
+    actor = ActorEndpoint(settings, connect_endpoint(settings, tmp_path), 0, SIZE)
+    actor.handshake(10)
+    actor.close()
+    learner.stop()
 
 
 @pytest.mark.parametrize(

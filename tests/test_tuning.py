@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from common.command_line import parse
@@ -194,10 +195,11 @@ class Player:
     """Stands in for `launch.py eval`."""
 
     def __init__(self, command: list[str], **_: Any) -> None:
-        self.policy = Path(command[command.index("eval") + 1]).read_bytes()
+        self.policy = Path(command[command.index("eval") + 1]).read_text()
+        self.returncode = -9 if self.policy == "seed 2" else 0
 
     def communicate(self, timeout: float) -> tuple[str, str]:
-        return f"scores +21\nmean of {self.policy.decode()}\n", ""
+        return ("", "") if self.returncode else (f"scores +21\nmean of {self.policy}\n", "")
 
 
 def test_a_gpu_session_shares_its_time_survives_a_failure_and_reports_everything(
@@ -226,7 +228,8 @@ def test_a_gpu_session_shares_its_time_survives_a_failure_and_reports_everything
     report = (tmp_path / "out" / "report.md").read_text()
     assert "--cuda --replay-device cuda" in report
     assert "| **gpu** | **median** |" in report
-    assert "- gpu/seed-2: mean of seed 2" in report
+    assert "- gpu/seed-0: mean of seed 0" in report
+    assert "gpu/seed-2:\n```\nIts greedy games ended with exit code -9.\n```" in report
     assert "Trouble with gpu/seed-1:\n```\nexit code 1\nout of memory" in report
     assert (tmp_path / "out" / "gpu" / "seed-1" / "console.log").exists()
     assert not (tmp_path / "run").exists()
@@ -329,3 +332,19 @@ def test_unpacked_packages_are_found_before_others(
     environment = packages.environment_with(tmp_path / "packages.tar.xz", tmp_path / "site")
     assert (tmp_path / "site" / "thing.py").exists()
     assert environment["PYTHONPATH"] == f"{tmp_path / 'site'}{os.pathsep}/elsewhere"
+
+
+def test_an_archive_cut_short_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "noise").write_bytes(np.random.default_rng(0).bytes(100_000))
+    archive = tmp_path / "packages.tar.xz"
+    with tarfile.open(archive, "w:xz") as tar:
+        tar.add(tmp_path / "noise", "noise")
+    archive.write_bytes(archive.read_bytes()[:50_000])
+    with pytest.raises(packages.PackError, match="is not what `pack` makes"):
+        packages.environment_with(archive, tmp_path / "site")
+
+
+def test_a_report_that_cannot_have_its_folder_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(ConfigError, match="cannot be the report's folder"):
+        gpu_run.Session(tmp_path / "out", tmp_path, {}, 600.0)

@@ -136,7 +136,10 @@ class Session:
         self.machine = ""
         self.troubles: dict[str, str] = {}  # by run; or of the benchmarks
         self.greedy: dict[str, str] = {}  # by run, what eval said
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{self.out} cannot be the report's folder: {error}") from None
         if any(self.out.iterdir()):
             raise ConfigError(f"{self.out} is not empty: the report goes into a folder of its own.")
 
@@ -211,11 +214,16 @@ class Session:
         for folder, process in processes.items():
             try:
                 output, _ = process.communicate(timeout=max(1.0, self.left))
-                self.greedy[self.named(folder)] = output.strip().splitlines()[-1]
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()
                 self.troubles[self.named(folder)] = "Its greedy games did not end in time."
+                continue
+            if process.returncode:
+                why = f"Its greedy games ended with exit code {process.returncode}.\n{output}"
+                self.troubles[self.named(folder)] = why.strip()
+            else:
+                self.greedy[self.named(folder)] = output.strip().splitlines()[-1]
 
     def named(self, folder: Path) -> str:
         return folder.relative_to(self.out).as_posix()

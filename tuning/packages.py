@@ -81,7 +81,7 @@ def environment_with(archive: Path, site: Path) -> dict[str, str]:
     try:
         with tarfile.open(archive, "r:xz") as tar:
             tar.extractall(site, filter="data")
-    except (OSError, tarfile.TarError) as error:
+    except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
         raise PackError(f"{archive} is not what `pack` makes: {error}") from None
     paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}

@@ -123,12 +123,16 @@ class System:
 
     def plays(self, actor: psutil.Process) -> bool:
         """Has this process taken a step?"""
-        return any(path.stat().st_size for path in self.journal.glob(f"{actor.pid}-*"))
+        return self._games(actor) > 0
 
     def all_play(self) -> bool:
-        """Has every actor taken a step?"""
-        playing = [self.plays(actor) for actor in self.actor_processes().values()]
-        return len(playing) == self.actors and all(playing)
+        """Has every actor taken a step in each of its games?"""
+        games = [self._games(actor) for actor in self.actor_processes().values()]
+        return len(games) == self.actors and min(games) == self.config.envs_per_actor
+
+    def _games(self, actor: psutil.Process) -> int:
+        """Those that this process has taken a step in."""
+        return sum(path.stat().st_size > 0 for path in self.journal.glob(f"{actor.pid}-*"))
 
     def silent_seconds(self) -> list[float]:
         """How long ago each process that has died took its last step."""

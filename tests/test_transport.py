@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,13 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
     pair.close()
 
 
+@pytest.fixture
+def actors_time_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an actor repeats or asks because time has passed, it never does."""
+    monkeypatch.setattr("common.dealer.time", SimpleNamespace(monotonic=lambda: 0.0))
+
+
+@pytest.mark.usefixtures("actors_time_stands_still")
 def test_chunks_arrive_once_and_in_order(pair: Pair) -> None:
     pair.learner.set_insert_limit(10_000, 0)
     actor = pair.actor()
@@ -142,6 +150,7 @@ def test_a_limit_may_fall_and_what_was_granted_stays(pair: Pair) -> None:
     sender.join(10)
 
 
+@pytest.mark.usefixtures("actors_time_stands_still")
 def test_a_limit_wakes_the_transport_thread_only_where_an_actor_gets_credit_by_it(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +172,7 @@ def test_a_limit_wakes_the_transport_thread_only_where_an_actor_gets_credit_by_i
     eventually(lambda: actor.poll() or not actor.unacknowledged)
     assert len(woken) == 1
     pair.learner.set_insert_limit(48, 0)
-    eventually(lambda: actor.poll() or actor._granted_seq == 3, seconds=0.5)  # not by a ping
+    eventually(lambda: actor.poll() or actor._granted_seq == 3)  # not by a ping
     assert len(woken) == 2
 
 
@@ -206,11 +215,11 @@ def test_newer_weights_reach_the_actor_once(pair: Pair) -> None:
     assert actor.poll() is None
 
 
+@pytest.mark.usefixtures("actors_time_stands_still")
 def test_an_actor_without_credit_hears_of_newer_weights_at_once(pair: Pair) -> None:
     actor = pair.actor()
     pair.learner.publish(Weights(3, np.zeros(SIZE, np.float32)))
-    answer = eventually(actor.poll, 0.5)  # its own question would come after a second
-    assert answer.version == 3
+    assert eventually(actor.poll).version == 3  # without a question of its own
 
 
 def test_a_lost_connection_loses_and_repeats_nothing(pair: Pair) -> None:

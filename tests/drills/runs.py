@@ -44,7 +44,8 @@ def soak(folder: Path, long: bool) -> dict[int, str]:
         minute, megabytes, descriptors, threads = rows.T
         # Batches and checkpoints take their memory for moments, some 10 MB: single looks differ by
         # as much, medians of many do not.
-        windows = np.array_split(np.stack([minute / 60, megabytes]), 50, axis=1)
+        looks = np.stack([minute / 60, megabytes])
+        windows = np.array_split(looks, min(50, len(rows)), axis=1)
         hours, medians = zip(*(np.median(window, axis=1) for window in windows), strict=True)
         growth = float(np.polyfit(hours, medians, 1)[0])
         grows = f"{growth:+.2f} MB/h at " if long else ""

@@ -241,12 +241,16 @@ class LearnerWatch:
     def __init__(self, system: System) -> None:
         self._beats = Heartbeats.open(system.run_dir / "heartbeats")
         self._slot = system.actors
+        self._looked = time.monotonic()
         self.longest_seconds = 0.0
 
     def watch(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self.longest_seconds = max(self.longest_seconds, self._beats.age_seconds(self._slot))
+        while (now := time.monotonic()) < end:
+            # While the machine stood still, this watch did too: not the learner's doing.
+            away, self._looked = now - self._looked, now
+            age = self._beats.age_seconds(self._slot)
+            self.longest_seconds = max(self.longest_seconds, age - away)
             time.sleep(0.01)
 
 

@@ -66,6 +66,26 @@ def until(what: Callable[[], T], seconds: float, period_seconds: float = 0.05) -
     return answer
 
 
+class Awake:
+    """Seconds that a watch has seen pass: where the whole machine stood still, it did too.
+
+    Look often: of the time between two looks at most a quarter of a second counts.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self._looked = 0.0, time.monotonic()
+
+    def look(self) -> float:
+        before, self._looked = self._looked, time.monotonic()
+        self.seconds += min(self._looked - before, 0.25)
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        end = self.look() + seconds
+        while self.look() < end:
+            time.sleep(0.05)
+
+
 def free_address() -> str:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"tcp://127.0.0.1:{server.getsockname()[1]}"

@@ -11,7 +11,7 @@ from learner.limiter import Limiter
 from tests.builders import config
 
 
-@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.settings(max_examples=200)
 @given(
     ratio=st.floats(0.001, 1_000),
     lower=st.floats(0.01, 1),

@@ -39,7 +39,7 @@ def with_meta(meta: object) -> memoryview:
 
 
 @given(st.integers(1, 16), st.booleans(), st.integers(0, 60_000), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_chunks_round_trip(length: int, terminal: bool, stamp: int, with_episode: bool) -> None:
     chunk = chunk_of(SPEC, length, stamp, terminal)
     if with_episode:
@@ -73,7 +73,7 @@ def test_small_messages_round_trip() -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_flipped_bit_is_noticed(bit: int) -> None:
     raw = chunk_bytes(chunk_of(SPEC, 2, 0))
     bit %= 8 * len(raw)
@@ -178,7 +178,7 @@ def test_a_transition_out_of_range_is_refused(field: str, value: float, message:
         messages.decode_chunk(memoryview(chunk_bytes(chunk)), SPEC)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_decoder_given_nonsense_that_is_whole_raises_nothing_but_bad_message(
     data: st.DataObject,

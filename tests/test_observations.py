@@ -13,7 +13,7 @@ def frame(rng: np.random.Generator) -> np.ndarray:
     return rng.integers(1, 256, size=FRAME_SHAPE, dtype=np.uint8)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.booleans()), max_size=40), st.integers(0, 2**32 - 1)
 )

@@ -13,7 +13,7 @@ writes_of_several = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(writes_of_several)
 def test_the_tree_equals_a_plain_array(writes: list[list[tuple[int, int]]]) -> None:
     tree, plain = SumTree(1_000), np.zeros(1_000)
@@ -36,7 +36,7 @@ def test_a_prefix_sum_finds_the_leaf_that_owns_it() -> None:
     assert tree.find(sums).tolist() == [0, 0, 2, 2, 3, 3, 5, 5, 5]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 5_000), st.integers(0, 2**32 - 1))
 def test_in_a_tree_of_any_size_draws_land_where_plain_sums_say(capacity: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -50,7 +50,7 @@ def test_in_a_tree_of_any_size_draws_land_where_plain_sums_say(capacity: int, se
     assert tree.find(draws.astype(np.float64)).tolist() == owners.tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 600), st.integers(0, 2**32 - 1))
 def test_however_sums_round_no_draw_ends_at_an_empty_leaf(capacity: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -46,7 +46,7 @@ def check_against(replay: Replay, model: list[tuple[int, Chunk]]) -> None:
             assert replay.transitions[at] == t
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 16), st.booleans()), min_size=1, max_size=40),
     n_step=st.integers(1, 5),

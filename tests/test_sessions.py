@@ -60,7 +60,7 @@ def test_the_silent_are_fenced_and_only_they() -> None:
     assert list(sessions) == [heard]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     actors=st.integers(1, 6),
     chunk=st.integers(1, 20),
@@ -108,7 +108,7 @@ def test_what_is_taken_stays_within_the_limit_and_always_reaches_it(
         assert owed or taken >= limit, "nobody may send although the limit is not reached"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(actors=st.integers(1, 64), scarce=st.integers(1, 3))
 def test_scarce_credit_is_shared_fairly(actors: int, scarce: int) -> None:
     sessions = sessions_of(actors, chunk=1, window=16)

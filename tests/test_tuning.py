@@ -247,7 +247,7 @@ from benchmarks.measure import Row, as_json
 words = sys.argv[1:]
 rows = [Row(int(words[1]), " ".join(words), "updates/s", "a graph", None, [95.0], [100.0])]
 Path(words[words.index("--json") + 1]).write_text(as_json(rows, {}))
-print("a line of the log")
+print("a line of the log", flush=True)
 try:
     time.sleep(SECONDS)
 except KeyboardInterrupt:

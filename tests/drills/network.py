@@ -84,7 +84,6 @@ def bad_link(folder: Path, keys: str, reset_seconds: float, hole_seconds: float)
                 assert learner.taken_of(1) == taken, "late chunks were taken"
         duplicates = learner.stats["duplicates"]
     assert sent_by_then > 0 and duplicates > 0, "the link was not as bad as it should have been"
-    assert served < 1.0, f"a replacement waited {served:.1f} s"
     return {
         2: f"an actor came back from behind a hole when another had its number: {late} late "
         "messages refused, no chunk taken",

@@ -9,7 +9,7 @@ import psutil
 
 from common.network import network_for, state_size
 from tests.drills.system import LearnerWatch, Successor, System, checkpoints, chooser
-from tests.running import last_row, until
+from tests.running import Awake, last_row, until
 
 
 def actors_die_and_stop(folder: Path, long: bool) -> dict[int, str]:
@@ -101,7 +101,7 @@ def learner_dies(folder: Path, long: bool) -> dict[int, str]:
             assert "Go on with:" in system.text
             assert not system.left(), system.left()
             newest = newest_checkpoint(system)
-            lost.append(system.wall_seconds_at(10**12) - system.wall_seconds_at(newest))
+            lost.append(system.seconds_since(newest))
             system.resume()
             resumed = f"Resumed at {newest:,} env steps"
             until(lambda line=resumed: line in system.text, 30)  # type: ignore[misc]
@@ -162,15 +162,17 @@ def end_once(folder: Path, stage: str, how: str, chance: float, go_on: bool) -> 
             until(lambda: checkpoints(system), 30)
         if stage == "saving":
             until(lambda: list((system.run_dir / "checkpoints").glob("unfinished-*")), 30, 0.001)
-        began = time.monotonic()
+        awake = Awake()
         system.process.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
         if how == "double SIGINT":
+            heard = "again to kill it"
+            until(lambda: heard in system.text or system.process.poll() is not None, 30, 0.01)
             time.sleep(0.15)  # two within a tenth of a second count as one
-            began = time.monotonic()
+            awake = Awake()
             system.process.send_signal(signal.SIGINT)
-        code = system.process.wait(60)
-        until(lambda: not system.left(), 5, 0.01)
-        seconds = time.monotonic() - began
+        until(lambda: awake.look() and system.process.poll() is not None, 60, 0.01)
+        until(lambda: awake.look() and not system.left(), 5, 0.01)
+        seconds, code = awake.look(), system.process.returncode
         assert code == 130, f"{stage}, {how}: exit code {code}: {system.text[-2000:]}"
         assert "Traceback" not in system.text, system.text
         saved = bool(checkpoints(system))

@@ -14,7 +14,7 @@ from actors.player import Player
 from common.presets import make_config
 from tests.builders import CATCH
 from tests.drills.system import System
-from tests.running import until
+from tests.running import Awake, until
 
 
 def soak(folder: Path, long: bool) -> dict[int, str]:
@@ -83,7 +83,7 @@ def ratio_holds(folder: Path, long: bool) -> dict[int, str]:
         flags = {"samples_per_insert": "4", "samples_per_insert_tolerance": "100"}
     with System(folder, **flags) as system:
         system.until_learning(100)
-        time.sleep(seconds)
+        Awake().sleep(seconds)
         assert system.end() == 130, system.text
         config = system.config
         periods = [row for row in system.rows() if row["kind"] == "period"]
@@ -111,7 +111,7 @@ def ratio_holds(folder: Path, long: bool) -> dict[int, str]:
 
 def resumes_without_a_cliff(folder: Path, long: bool) -> dict[int, str]:
     """Row 19, asynchronous: interrupted and resumed again and again, the score holds."""
-    times, learned = (10, 8.0) if long else (1, 2.0)
+    times, learned = (10 if long else 1), 8.0
     flags = {
         "env": CATCH, "envs_per_actor": "8", "gamma": "0.95", "n_step": "3", "batch_size": "32",
         "replay_transitions": "20000", "learning_starts_transitions": "1000",

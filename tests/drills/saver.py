@@ -118,6 +118,8 @@ def serve() -> None:
         if not pid:
             in_child(crash if what == "crash" else save_for_ever, Path(folder), numbers)
         if what == "kill":
+            while not any(Path(folder).glob("step-*2")):  # begun with the first: 1
+                time.sleep(0.001)
             time.sleep(float(numbers[0]))
             os.kill(pid, signal.SIGKILL)
         print(os.waitpid(pid, 0)[1], flush=True)

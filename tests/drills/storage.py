@@ -6,7 +6,6 @@ import itertools
 import random
 import resource
 import shutil
-import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from learner.learner import Learner
 from tests.builders import chunk_of
 from tests.drills.saver import Server, add_chunk, filled, load, save
 from tests.drills.system import System, checkpoints, chooser
-from tests.running import until
+from tests.running import Awake, until
 
 
 def crash_everywhere(server: Server, folder: Path, again: bool) -> int:
@@ -60,7 +59,8 @@ def saving_crashes(folder: Path, long: bool) -> dict[int, str]:
             midway += bool(list(place.glob("unfinished-*")))
             loaded.append(load(place)[0])
             shutil.rmtree(place)
-    assert statistics.median(loaded) > 1 and midway, "hardly anything was saved meanwhile"
+    assert min(loaded) > 1, "what had been saved was lost"
+    assert midway, "no save was interrupted"
     pause, transitions = pause_for_a_checkpoint(folder, long)
     assert pause <= 0.2, f"training paused {1000 * pause:.0f} ms for a checkpoint"
     return {
@@ -191,7 +191,7 @@ def survives(system: System, ways: list[Way], seconds: float) -> str:
         until(lambda: "Could not write" in system.text[said:], 90)
         kept = {path.name for path in checkpoints(system)}
         before = shown_updates(system)
-        time.sleep(seconds)
+        Awake().sleep(seconds)
         went_on = shown_updates(system) - before
         warnings = system.text[said:].count("Could not write")
         still = {path.name for path in checkpoints(system)}
@@ -272,7 +272,7 @@ def no_override() -> None:
 def rate_shown(system: System, seconds: float) -> float:
     """Updates per second."""
     before = shown_updates(system)
-    time.sleep(seconds)
+    Awake().sleep(seconds)
     return (shown_updates(system) - before) / seconds
 
 

@@ -24,7 +24,7 @@ from common.messages import Chunk
 from learner.checkpoint import load_newest
 from learner.learner import make_sampler
 from learner.replay import Replay
-from tests.running import ROOT, all_rows, last_row, processes_of, until, words_of
+from tests.running import ROOT, Awake, all_rows, last_row, processes_of, until, words_of
 from tests.stamped import check_chunk, check_gapless, life_of, produced, sent_record
 
 SMALL = {
@@ -178,10 +178,13 @@ class System:
             since = now if updates > before else since
         return longest
 
-    def wall_seconds_at(self, env_steps: int) -> float:
-        """Of the run, when it had taken so many env steps, as its records tell."""
-        rows = [row for row in all_rows(self.run_dir) if int(row["env_steps"]) <= env_steps]
-        return float(rows[-1]["wall_seconds"]) if rows else 0.0
+    def seconds_since(self, env_steps: int) -> float:
+        """Of the run, since it had taken so many env steps, as its records tell twice a second:
+        where they fell silent for longer, the machine stood still."""
+        rows = self.rows()
+        until_then = [row for row in rows if int(row["env_steps"]) <= env_steps]
+        times = [float(row["wall_seconds"]) for row in until_then[-1:] + rows[len(until_then) :]]
+        return sum(min(now - before, 1.0) for before, now in itertools.pairwise(times))
 
     # -- the oracle -----------------------------------------------------------------------------
 
@@ -241,16 +244,18 @@ class LearnerWatch:
     def __init__(self, system: System) -> None:
         self._beats = Heartbeats.open(system.run_dir / "heartbeats")
         self._slot = system.actors
-        self._looked = time.monotonic()
+        self._awake = Awake()
+        self._last_beat, self._silent_since = -math.inf, 0.0
         self.longest_seconds = 0.0
 
     def watch(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while (now := time.monotonic()) < end:
-            # While the machine stood still, this watch did too: not the learner's doing.
-            away, self._looked = now - self._looked, now
-            age = self._beats.age_seconds(self._slot)
-            self.longest_seconds = max(self.longest_seconds, age - away)
+        while time.monotonic() < end:
+            beat = time.monotonic() - self._beats.age_seconds(self._slot)
+            now = self._awake.look()
+            if beat > self._last_beat + 0.001:
+                self._last_beat, self._silent_since = beat, now
+            self.longest_seconds = max(self.longest_seconds, now - self._silent_since)
             time.sleep(0.01)
 
 
@@ -263,20 +268,20 @@ class Successor:
     killed_pid: int
 
     def __post_init__(self) -> None:
-        self._killed = time.monotonic()
+        self._awake = Awake()
         self._beats = Heartbeats.open(self.system.run_dir / "heartbeats")
         self.born_seconds = self.import_seconds = self.back_seconds = 0.0
 
     def look(self) -> bool:
         """Call often. -> does it play?"""
+        before, now = self._awake.seconds, self._awake.look()
         new = self.system.actor_processes().get(self.actor_id)
         if new is None or new.pid == self.killed_pid:
             return False
-        now = time.monotonic() - self._killed
         self.born_seconds = self.born_seconds or now
         age = self._beats.age_seconds(self.actor_id)
         if not self.import_seconds and age < math.inf:  # its first beat comes after the imports
-            self.import_seconds = now - age - self.born_seconds
+            self.import_seconds = max(now - age, before) - self.born_seconds
         if not self.back_seconds and self.system.plays(new):
             self.back_seconds = now
         return self.back_seconds > 0

@@ -43,7 +43,8 @@ class Worker:
     ) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by __exit__
         self._process = subprocess.Popen(
-            [python, "-m", "benchmarks.worker", maker, json.dumps(options)],
+            # -u: what libraries have printed must not come after its last words.
+            [python, "-u", "-m", "benchmarks.worker", maker, json.dumps(options)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
             stdin=subprocess.PIPE,

@@ -5,11 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import psutil
 
@@ -69,11 +70,26 @@ def until(what: Callable[[], T], seconds: float, period_seconds: float = 0.05) -
 class Awake:
     """Seconds that a watch has seen pass: where the whole machine stood still, it did too.
 
-    Look often: of the time between two looks at most a quarter of a second counts.
+    Look often: of the time between two looks at most a quarter of a second counts. In a `with`, a
+    thread looks.
     """
 
     def __init__(self) -> None:
         self.seconds, self._looked = 0.0, time.monotonic()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.02):
+            self.look()
 
     def look(self) -> float:
         before, self._looked = self._looked, time.monotonic()

@@ -15,7 +15,7 @@ import pytest
 from common import supervisor
 from common.lifeline import Heartbeats
 from common.supervisor import ChildSpec, Supervisor, last_words
-from tests.running import ROOT, hearing_hangups
+from tests.running import ROOT, Awake, hearing_hangups
 
 # What every child can say: `here(name)` leaves a file with its pid, `wait_for(name)` waits for one.
 PRELUDE = """
@@ -129,6 +129,19 @@ def all_gone(folder: Path) -> bool:
     return all(gone(pid) for name in ("learner", "actor*") for pid in pids(folder, name))
 
 
+def soon_all_gone(folder: Path) -> None:
+    awake = Awake()
+    until(lambda: all_gone(folder) or awake.look() > 2)
+    assert all_gone(folder)
+
+
+def output_within(run: subprocess.Popen[str], seconds: float) -> str:
+    with Awake() as awake:
+        output = run.communicate(timeout=30)[0]
+    assert awake.seconds < seconds
+    return output
+
+
 def test_other_actors_start_when_the_first_has_shown_life(tmp_path: Path) -> None:
     forever = ["sleep", "60"]
     with closing(Heartbeats.create(tmp_path / "heartbeats", 3)) as heartbeats:
@@ -187,15 +200,16 @@ def test_a_killed_learner_is_named(tmp_path: Path) -> None:
 
 def test_an_actor_deaf_to_sigterm_does_not_outlive_the_run(tmp_path: Path) -> None:
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" + PLAYS
-    assert Run(tmp_path, 'wait_for("actor0-0")', deaf).go() == 0
-    assert all_gone(tmp_path)
+    with Awake() as awake:
+        assert Run(tmp_path, 'wait_for("actor0-0")', deaf).go() == 0
+    assert all_gone(tmp_path) and awake.seconds < 6
 
 
 def test_what_a_child_has_started_dies_with_it(tmp_path: Path) -> None:
     learner = 'here("learner") if os.fork() else (here("actor-grandchild"), forever())'
     learner += '\nwait_for("actor-grandchild")'
     assert Run(tmp_path, learner, "", actors=0).go() == 0
-    until(lambda: all_gone(tmp_path), 10)
+    soon_all_gone(tmp_path)
 
 
 def test_a_crashed_actor_is_replaced_by_its_next_incarnation(tmp_path: Path) -> None:
@@ -237,10 +251,12 @@ def test_a_fatal_actor_leaves_the_others_playing(tmp_path: Path) -> None:
     assert run.go() == 0
 
 
-def test_a_stopped_actor_is_replaced(tmp_path: Path) -> None:
+def test_a_stopped_actor_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "LOOK_PERIOD_SECONDS", 0.1)
+    monkeypatch.setattr(supervisor, "AWAY_SECONDS", 0.25)  # a machine that pauses is excused
     freeze = "heartbeats.beat(number); os.kill(os.getpid(), signal.SIGSTOP)"
     actor = f'{BEATS}\nif not incarnation: {freeze}\nhere("actor0-1"); play()'
-    run = Run(tmp_path, 'wait_for("actor0-1")', actor)
+    run = Run(tmp_path, 'wait_for("actor0-1"); time.sleep(0.5)', actor)
     run.slots = True
     assert run.go(stall_seconds=0.4) == 0
     assert run.restarts == 1
@@ -290,7 +306,7 @@ def test_one_interrupt_lets_the_learner_save(tmp_path: Path) -> None:
         with launched(folder, SAVES, PLAYS) as run:
             run.send_signal(number)
             run.send_signal(number)  # at once, as `timeout` does: one request
-            output = run.communicate(timeout=30)[0]
+            output = output_within(run, 8)
         assert run.returncode == 130, output
         assert pids(folder, "saved") and all_gone(folder)
         assert not (folder / "heartbeats").exists()
@@ -304,7 +320,7 @@ def test_a_second_interrupt_kills_a_learner_that_does_not_end(tmp_path: Path) ->
         first = time.monotonic()  # it has been heard
         until(lambda: time.monotonic() - first > 0.2)  # past what counts as the first one's echo
         run.send_signal(signal.SIGINT)
-        output = run.communicate(timeout=30)[0]  # of the 60 s that it has to save
+        output = output_within(run, 1)  # of the 60 s that it has to save
     assert run.returncode == 130 and all_gone(tmp_path)
     assert "again to kill it" in output
 
@@ -312,7 +328,7 @@ def test_a_second_interrupt_kills_a_learner_that_does_not_end(tmp_path: Path) ->
 def test_a_learner_interrupted_before_it_can_save_is_not_called_saved(tmp_path: Path) -> None:
     with launched(tmp_path, 'here("learner"); forever()', PLAYS) as run:
         run.send_signal(signal.SIGTERM)
-        output = run.communicate(timeout=30)[0]
+        output = output_within(run, 8)
     assert run.returncode == 128 + signal.SIGTERM
     assert "the learner was killed by SIGTERM" in output
 
@@ -340,7 +356,7 @@ def test_a_learner_that_shows_life_may_save_for_longer(
         wait(wakeups, deadline)
 
     monkeypatch.setattr(supervisor, "_wait", counted)
-    monkeypatch.setattr(supervisor, "LOOK_PERIOD_SECONDS", 0.1)
+    monkeypatch.setattr(supervisor, "LOOK_PERIOD_SECONDS", 0.15)
     monkeypatch.setattr(supervisor, "AWAY_SECONDS", 0.25)  # a machine that pauses is excused
     saving = f"""
 {BEATS}
@@ -354,13 +370,13 @@ signal.signal(signal.SIGTERM, save); heartbeats.beat(number); here("learner"); f
     run.learner_slot = True
     assert run.go(grace_seconds=0.3) == 4
     assert pids(tmp_path, "saved") and "did not end within" not in run.text
-    assert len(waits) < 60  # asleep meanwhile: the learner has the core
+    assert len(waits) < 20  # asleep meanwhile: the learner has the core
 
 
 def test_children_die_with_a_killed_supervisor(tmp_path: Path) -> None:
     with launched(tmp_path, TIED + DEAF, TIED + PLAYS) as run:
         run.kill()
-        until(lambda: all_gone(tmp_path), 10)
+        soon_all_gone(tmp_path)
 
 
 def test_an_error_in_the_supervisor_leaves_no_child_and_the_old_handlers(tmp_path: Path) -> None:

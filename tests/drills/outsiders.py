@@ -41,7 +41,7 @@ from tests.builders import chunk_of
 from tests.drills.endpoint import WEIGHTS_SIZE
 from tests.drills.peers import SMALL, SPEC, HonestActor, RemoteLearner
 from tests.drills.system import chooser
-from tests.running import free_address, until
+from tests.running import Awake, free_address, until
 
 RATE = 40.0  # chunks per second of the honest actor beside
 TINY = Spec(SPEC.n_actions, 1, SPEC.gamma, 1)
@@ -125,17 +125,22 @@ def fuzzed(folder: Path, long: bool) -> dict[int, str]:
     choose = chooser(9)
     believed = decoder_fuzzed(decoded, choose)
     assert believed == 0, f"{believed} damaged messages were believed"
-    with RemoteLearner(folder) as learner, HonestActor(learner.address, rate=RATE) as actor:
+    with (
+        RemoteLearner(folder) as learner,
+        HonestActor(learner.address, rate=RATE) as actor,
+        Awake() as awake,
+    ):
         until(lambda: learner.taken_of(0) > 40, 30)
         memory = learner.stats["rss"]
-        refused, honest = learner.stats["refused"], Ingest(learner)
+        junk_began, refused = awake.seconds, learner.stats["refused"]
+        taken = learner.taken_of(0)
         send_junk(learner.address, live, choose)
-        while honest.falls_short():
+        while awake.seconds - junk_began < 6:  # fewer chunks would not tell 95 % from 100
             send_junk(learner.address, 1_000, choose)
-        beside = honest.rate
         nested = messages.encode(Header(Type.HELLO, 7), [3, "abc", {"env": nest(1_000)}])
         send_one(learner.address, nested)
         until(lambda: learner.stats["refused"] - refused >= live // 2, 120)
+        beside = (learner.taken_of(0) - taken) / (awake.seconds - junk_began)
         until(settled(learner), 60)
         grown = learner.most_rss - memory
         chunks = actor.finish()
@@ -147,21 +152,6 @@ def fuzzed(folder: Path, long: bool) -> dict[int, str]:
         f"socket, half with a checksum that holds: none taken, honest ingest "
         f"{100 * beside / RATE:.0f} %, memory +{max(grown, 0) / 2**20:.1f} MB"
     }
-
-
-class Ingest:
-    """Of an honest actor, in chunks per second, from now on."""
-
-    def __init__(self, learner: RemoteLearner) -> None:
-        self._learner, self._began, self._taken = learner, time.monotonic(), learner.taken_of(0)
-        self.rate = 0.0
-
-    def falls_short(self) -> bool:
-        """Is it less than 95 %? Six seconds are needed to tell, and what one look has missed a
-        later one sees: whoever was held up for a moment sends faster until it has caught up."""
-        seconds = time.monotonic() - self._began
-        self.rate = (self._learner.taken_of(0) - self._taken) / seconds
-        return seconds < 6 or (self.rate < 0.95 * RATE and seconds < 30)
 
 
 def nest(depth: int) -> list[Any]:
@@ -216,10 +206,10 @@ def strangers(folder: Path, long: bool) -> dict[int, str]:
     with RemoteLearner(folder, keys=str(folder / "keys")) as learner:
         host, _, port = learner.address.removeprefix("tcp://").rpartition(":")
         place = host, int(port)
-        with HonestActor(learner.address, rate=RATE, keys=good) as actor:
+        with HonestActor(learner.address, rate=RATE, keys=good) as actor, Awake() as awake:
             until(lambda: learner.taken_of(0) > 40, 30)
             memory = learner.stats["rss"]
-            honest = Ingest(learner)
+            began, taken = awake.seconds, learner.taken_of(0)
             for name, keys in (
                 ("no key", None),
                 ("unknown key", ActorKeys(other.secret, other.public, good.learner)),
@@ -232,9 +222,8 @@ def strangers(folder: Path, long: bool) -> dict[int, str]:
                 with socket.create_connection(place) as link, contextlib.suppress(OSError):
                     link.sendall(choose.randbytes(choose.randint(1, 5_000)))
             endless_bytes = endless_multipart(place, seconds=10 if long else 2)
-            while honest.falls_short():
-                time.sleep(0.1)
-            beside = honest.rate
+            time.sleep(max(1.0, began + 6 - awake.seconds))
+            beside = (learner.taken_of(0) - taken) / (awake.seconds - began)
             grown = learner.most_rss - memory
             for link in idle:
                 link.close()

@@ -38,12 +38,13 @@ from pathlib import Path  # noqa: E402
 from common import command_line  # noqa: E402
 from common.address import remove_socket  # noqa: E402
 from common.config import VERSION, Config  # noqa: E402
-from common.console import say  # noqa: E402
+from common.console import let_go, say  # noqa: E402
 from common.errors import ConfigError, NoCheckpoint, UserError  # noqa: E402
 from common.lifeline import (  # noqa: E402
     Heartbeats,
     StopSignal,
     die_with_parent,
+    interrupt,
     stop_signals,
 )
 from common.machine import cores  # noqa: E402
@@ -61,21 +62,23 @@ from common.supervisor import ChildSpec, Supervisor  # noqa: E402
 VERBS = ("train", "eval", "bench", "keys")
 INTERNAL_VERBS = ("learner", "actor")  # the child processes of `train`
 LIBRARIES = frozenset(
-    {"torch", "gymnasium", "ale_py", "cv2", "numpy", "zmq", "msgpack"} | {"psutil", "safetensors"}
+    {"torch", "gymnasium", "ale_py", "cv2", "numpy", "zmq", "msgpack"}
+    | {"psutil", "safetensors", "tensorboard"}
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """-> exit code.
 
-    0 done or solved, 1 a bug or a last save that failed, 2 usage, 3 configuration mismatch,
-    4 authentication, 5 no checkpoint verifies, 130 interrupted, after saving.
+    0 done or solved, 1 a bug, an actor that crashes again and again or a last save that failed,
+    2 usage, 3 configuration mismatch, 4 authentication, 5 no checkpoint verifies, 130 interrupted,
+    after saving, 128 + N when signal N killed the learner.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words.pop(0) if words and not words[0].startswith("-") else "train"
     try:
         if verb != "train":
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, interrupt)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if verb not in VERBS + INTERNAL_VERBS:
             known = ", ".join(VERBS)
@@ -97,6 +100,9 @@ def main(argv: list[str] | None = None) -> int:
             error=True,
         )
         return ConfigError.exit_code
+    finally:
+        if verb in ("train", *INTERNAL_VERBS):  # of the others' lines none may be lost in silence
+            let_go()
 
 
 # -- train --------------------------------------------------------------------------------------
@@ -107,7 +113,7 @@ def train(words: list[str]) -> int:
     from actors.game import make_game
 
     for one in stop_signals():  # there are files to put back; the supervisor takes over later
-        signal.signal(one, signal.default_int_handler)
+        signal.signal(one, interrupt)
     with games_stay():
         game = make_game(order.config.env)
     config = dataclasses.replace(
@@ -115,7 +121,7 @@ def train(words: list[str]) -> int:
     )
     game.close()
     run_dir = order.resume or make_run_dir(config)
-    with locked(run_dir):
+    with locked(run_dir, resume=order.resume is not None):
         if not order.resume:
             require_unused(run_dir)
         elif not has_checkpoint(run_dir):
@@ -174,10 +180,11 @@ def train_in_lock_step(
     os.environ.update(learner_environment(config))
     stop = StopSignal(*stop_signals())
     from actors.player import Player
+    from learner.checkpoint import check_saves
     from learner.learner import Learner, finish
 
     player = Player(config, seed=[config.seed, 0, 0, 0])
-    player.state_dict()  # now, not at the first save: a game that cannot be saved says so
+    check_saves(player.state_dict())  # now, not at the first save
     learner = Learner(config, run_dir, resume, STARTED)
     learner.attach_player(player)
     began()
@@ -271,10 +278,13 @@ def evaluate(words: list[str]) -> int:
     path = given.run
     if path.suffix != ".safetensors":
         path /= "model.safetensors" if path.name.startswith("step-") else "best.safetensors"
-    if not path.exists():
+    try:
+        path.stat()
+    except OSError as error:
         raise ConfigError(
-            f"There is no policy at {path}: a run writes one after 100 games, or when it ends."
-        )
+            f"There is no policy at {path}: {error.strerror}; a run writes one after 100 games, or "
+            "when it ends."
+        ) from None
     policy = load_policy(path)
     imports_a_module = ":" in policy.config.env
     if given.run.suffix == ".safetensors" and imports_a_module and policy.config.env != given.env:

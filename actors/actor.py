@@ -9,6 +9,7 @@ import torch
 from actors.player import Player
 from common.address import connect_endpoint
 from common.config import Config
+from common.console import say
 from common.dealer import ActorEndpoint, LearnerGone
 from common.keys import load_actor_keys
 from common.network import network_for, state_size
@@ -43,7 +44,7 @@ def run_actor(
             if player.timings.age_seconds > config.log_period_seconds:
                 learner.report(player.timings.fractions())
     except LearnerGone as gone:
-        print(f"Actor {actor_id}: {gone}.", flush=True)
+        say(f"Actor {actor_id}: {gone}.")
         return 0 if learner.said_goodbye else 1
     finally:
         learner.close()

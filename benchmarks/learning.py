@@ -98,7 +98,7 @@ def bare(config: Config, batch: TransitionBatch, channels_last: bool, compiled: 
     layout = torch.channels_last if channels_last else torch.contiguous_format
     device = batch.obs.device
     online, target = (
-        network_for(config).to(device=device, memory_format=layout)  # type: ignore[call-overload]
+        network_for(config, device.type).to(device=device, memory_format=layout)  # type: ignore[call-overload]
         for _ in range(2)
     )
     target.for_playing().requires_grad_(False)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.address import check_bind
-from common.config import VERSION, Config, flag
+from common.config import OF_THE_GAME, VERSION, Config, flag
 from common.errors import ConfigError
 from common.presets import make_config
 
@@ -21,7 +21,6 @@ RESUME_MAY_CHANGE = frozenset(
         *("log_period_seconds", "checkpoint_period_seconds", "checkpoints_kept"),
     }
 )
-_NO_FLAG = frozenset({"n_actions", "frames_per_env_step"})  # not the user's: the game is asked
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def flag_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", metavar="RUN", help="Go on with the run in this folder.")
     groups: dict[str, Any] = {}
     for doc in field_docs():
-        if doc.name in _NO_FLAG:
+        if doc.name in OF_THE_GAME:
             continue
         if doc.group not in groups:
             groups[doc.group] = parser.add_argument_group(doc.group)

@@ -162,7 +162,8 @@ class Config:
             for name in names.split():
                 value = getattr(self, name)
                 if value is not None and not low <= value <= high:
-                    raise ConfigError(f"{flag(name)} is {value}, expected {_between(low, high)}.")
+                    what = f"{self.env}'s {name}" if name in OF_THE_GAME else flag(name)
+                    raise ConfigError(f"{what} is {value}, expected {_between(low, high)}.")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -257,6 +258,9 @@ class Config:
             why = str(error).rstrip(".")
             raise ConfigError(f"{path} is not a configuration of this version: {why}.") from None
 
+
+OF_THE_GAME = frozenset({"n_actions", "frames_per_env_step"})
+"""What the game is asked for, so no flags."""
 
 _AGREED = (
     *("env", "n_actions", "noop_max", "episodic_life", "clip_rewards"),

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from typing import TextIO
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -15,4 +16,17 @@ def say(text: str, *, error: bool = False) -> None:
         print(text, file=stream, flush=True)
     except OSError as problem:
         if problem.errno in (errno.EPIPE, errno.EIO):  # for good: later lines go nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            _silence(stream)
+
+
+def let_go() -> None:
+    """Call it last: what a full disk has not taken would make the exit code Python's own, 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            _silence(stream)
+
+
+def _silence(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

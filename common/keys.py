@@ -122,13 +122,17 @@ def create_keys(folder: Path) -> None:
 
 def load_learner_keys(folder: Path) -> LearnerKeys:
     """Raises ConfigError when they cannot be read, or when others could read or add to them."""
-    for path in (folder, folder / "authorized", *(folder / "authorized").glob("*.public")):
-        if path.exists() and path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    try:
+        public = sorted((folder / "authorized").glob("*.public"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the keys in {folder}: {error.strerror}.") from None
+    for path in (folder, folder / "authorized", *public):
+        if _mode(path) & (stat.S_IWGRP | stat.S_IWOTH):
             raise ConfigError(
                 f"Others can write {path}, and so let themselves in: look at who is authorized, "
                 f"then chmod go-w {path}."
             )
-    authorized = frozenset(_read(path) for path in sorted((folder / "authorized").glob("*.public")))
+    authorized = frozenset(_read(path) for path in public)
     return LearnerKeys(_read_secret(folder / "learner.secret"), authorized)
 
 
@@ -145,6 +149,14 @@ def _write(path: Path, content: bytes, mode: int) -> None:
         file.write(content + b"\n")
 
 
+def _mode(path: Path) -> int:
+    """Who may do what with it; 0 where that cannot be seen: reading it will say why."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return 0
+
+
 def _read(path: Path) -> bytes:
     try:
         key = path.read_bytes().strip()
@@ -156,7 +168,7 @@ def _read(path: Path) -> bytes:
 
 
 def _read_secret(path: Path) -> bytes:
-    if path.exists() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if _mode(path) & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigError(
             f"Others can read the secret key {path}: make new ones with `launch.py keys FOLDER`, "
             "or chmod 600 it if nobody has."

@@ -15,6 +15,7 @@ from types import FrameType
 # Who looks around every second and has not for so long was stopped, and the others perhaps too:
 # their silence is not their fault.
 AWAY_SECONDS = 5.0
+ECHO_SECONDS = 0.1  # `timeout` signals the process, then its group: that is one request, not two
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -82,8 +83,9 @@ def stop_signals() -> list[signal.Signals]:
 class StopSignal:
     """The first of these signals asks for an orderly end; `reason` says so from then on.
 
-    A second SIGINT acts as if there were no handler, for whoever does not want to wait; a second
-    SIGTERM changes nothing (schedulers send it to every process of a job, and often twice).
+    A second SIGINT, unless it is the echo of the first, acts as if there were no handler, for
+    whoever does not want to wait; a second SIGTERM changes nothing (schedulers send it to every
+    process of a job, and often twice).
     """
 
     def __init__(self, *signals: signal.Signals) -> None:
@@ -94,4 +96,17 @@ class StopSignal:
     def _set(self, signum: int, frame: FrameType | None) -> None:
         self.reason = "Told to stop."
         if signum == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            _let_echo_pass(signum)
+            signal.signal(signum, signal.SIG_DFL)
+
+
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """A signal's handler: raises KeyboardInterrupt, and for the signal's echo not again."""
+    _let_echo_pass(signum)
+    signal.signal(signum, interrupt)
+    raise KeyboardInterrupt
+
+
+def _let_echo_pass(signum: int) -> None:
+    signal.signal(signum, signal.SIG_IGN)
+    time.sleep(ECHO_SECONDS)

@@ -9,7 +9,7 @@ from common.errors import ConfigError
 
 PRESETS: dict[str, dict[str, Any]] = {
     "pong": {},
-    # Fewest env steps: each is trained on eight times, and nothing is ever forgotten.
+    # Fewest env steps: each is trained on eight times.
     "pong-frugal": {
         "samples_per_insert": 8.0,
         "samples_per_insert_mastered": 0.0,

@@ -34,25 +34,28 @@ def make_run_dir(config: Config) -> Path:
 
 
 @contextlib.contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Keep every other run out of the folder. Raises ConfigError when one is in it."""
+def locked(run_dir: Path, *, resume: bool) -> Iterator[None]:
+    """Keep every other run out of the folder. Raises ConfigError when one is in it.
+
+    resume: of this folder; no other one would do.
+    """
     try:
         file = (run_dir / "lock").open("w")
     except OSError as error:
+        remedy = "make it writable" if resume else "choose another --run-dir"
         raise ConfigError(
-            f"Cannot write to the run folder {run_dir}: {error.strerror}; choose another --run-dir."
+            f"Cannot write to the run folder {run_dir}: {error.strerror}; {remedy}."
         ) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(
-                f"{run_dir} is in use by another run: choose another --run-dir, or end that run."
-            ) from None
+            remedy = "end it first" if resume else "choose another --run-dir, or end that run"
+            raise ConfigError(f"{run_dir} is in use by another run: {remedy}.") from None
         except OSError as error:
+            remedy = "copy it to a local disk" if resume else "choose a --run-dir on a local disk"
             raise ConfigError(
-                f"Cannot lock the run folder {run_dir}: {error.strerror}; choose a --run-dir on a "
-                "local disk."
+                f"Cannot lock the run folder {run_dir}: {error.strerror}; {remedy}."
             ) from None
         yield
 
@@ -94,17 +97,23 @@ def settings_on_trial(run_dir: Path, config: Config) -> Iterator[Callable[[], No
     try:
         yield keep
     finally:
-        if not kept and before is None:
-            path.unlink(missing_ok=True)
-        elif not kept and before is not None:
-            replace_file(path, before)
+        with contextlib.suppress(OSError):  # why the run did not begin is what counts
+            if not kept and before is None:
+                path.unlink(missing_ok=True)
+            elif not kept and before is not None:
+                replace_file(path, before)
 
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a whole file or nothing: whoever reads `path` sees the old content or the new."""
     unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):  # the last room of a full disk is not for half a file
+            unfinished.unlink(missing_ok=True)
+        raise

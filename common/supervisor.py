@@ -19,7 +19,7 @@ from types import FrameType
 from typing import IO
 
 from common.errors import INTERRUPTED, USER_ERRORS
-from common.lifeline import AWAY_SECONDS, Heartbeats, stop_signals
+from common.lifeline import AWAY_SECONDS, ECHO_SECONDS, Heartbeats, stop_signals
 
 GAVE_UP = 1
 ACTOR_GRACE_SECONDS = 3.0
@@ -27,7 +27,6 @@ BACKOFF_LIMIT_SECONDS = 8.0
 HEALTHY_LIFE_SECONDS = 10.0  # an actor that lived this long starts again at the first backoff
 LOOK_PERIOD_SECONDS = 1.0
 KILL_WAIT_SECONDS = 5.0
-ECHO_SECONDS = 0.1  # `timeout` signals the process, then its group: that is one request, not two
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,11 @@ class Supervisor:
         return "the learner saves and ends" if self.learner_began else "the learner had not begun"
 
     def run(self) -> int:
-        """Blocks until all is over; main thread only, for the signals and for PR_SET_PDEATHSIG."""
+        """Blocks until all is over; main thread only, for the signals and for PR_SET_PDEATHSIG.
+
+        From its return on nothing can stop what is still to be put in order: the signals that ask
+        for an end are ignored. Where it raises they are what they were.
+        """
         self.logs.mkdir(parents=True, exist_ok=True)
         with _wakeups(self._on_stop) as wakeups:
             try:
@@ -371,6 +374,7 @@ def _wakeups(on_stop: Callable[[int, FrameType | None], None]) -> Iterator[int]:
         for stop in stops:
             signal.signal(stop, on_stop)
         yield reader
+        before |= dict.fromkeys(stops, signal.SIG_IGN)
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler or signal.SIG_DFL)

@@ -36,7 +36,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from common.config import FRAME_SHAPE
-from common.errors import Mismatch, NoCheckpoint
+from common.errors import ConfigError, Mismatch, NoCheckpoint
 from common.machine import cores
 from common.messages import TRANSITION_DTYPE, Chunk
 from learner.replay import Replay, StoredChunk
@@ -331,6 +331,17 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_saves(player: dict[str, Any]) -> None:
+    """Raises ConfigError where a checkpoint cannot hold the state of lock-step's player."""
+    try:
+        _to_json(player)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"The game cannot be saved, as lock-step does: {error}; its get_state() must give "
+            "plain numbers, strings, bytes, arrays, lists and dicts."
+        ) from None
 
 
 def _to_json(state: dict[str, Any]) -> bytes:

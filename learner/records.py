@@ -12,6 +12,7 @@ from torch import nn
 
 from common.config import VERSION, Config
 from common.console import say
+from common.errors import ConfigError
 from common.messages import EpisodeStats
 from common.metrics import SOLVED_GAMES, Metrics, Scores
 from common.policy_file import mean_score_of, save_policy
@@ -28,20 +29,22 @@ WARNING_PERIOD_SECONDS = 60.0
 
 
 class Rates:
-    """Counters to per-second rates between two looks."""
+    """Counters to per-second rates between two looks.
 
-    def __init__(self) -> None:
-        self._time, self._counts = time.monotonic(), {}  # type: ignore[var-annotated]
+    least_seconds: between them, or the rates before are told again: where a run ends just after a
+    period, what comes in meanwhile would look like a burst.
+    """
 
-    def per_second(self, counts: dict[str, float]) -> dict[str, float]:
-        now = time.monotonic()
-        elapsed = max(now - self._time, 1e-9)
-        rates = {k: (v - self._counts.get(k, 0)) / elapsed for k, v in counts.items()}
-        self._time, self._counts = now, dict(counts)
-        return rates
+    def __init__(self, counts: dict[str, float], least_seconds: float) -> None:
+        self._time, self._counts = time.monotonic(), counts
+        self._least_seconds, self._rates = least_seconds, dict.fromkeys(counts, 0.0)
 
-    def start_from(self, counts: dict[str, float]) -> None:
-        self._time, self._counts = time.monotonic(), dict(counts)
+    def per_second(self, counts: dict[str, float], now: float) -> dict[str, float]:
+        elapsed = now - self._time
+        if elapsed > self._least_seconds:
+            self._rates = {k: (v - self._counts.get(k, 0)) / elapsed for k, v in counts.items()}
+            self._time, self._counts = now, dict(counts)
+        return self._rates
 
 
 class Records:
@@ -80,12 +83,16 @@ class Records:
             self._lengths.extend(saved["lengths"])
             self._lags.extend(saved["lags"])
             self._updates, self._sums = saved["period"][0], UpdateStats(*saved["period"][1:])
-        self.metrics = Metrics(config, run_dir, env_steps if saved else None)
-        self._rates = Rates()
-        self._actor_rates = Rates()
-        self._rates.start_from({"env_steps": env_steps, "updates": updates})
+        try:
+            self.metrics = Metrics(config, run_dir, env_steps if saved else None)
+        except OSError as error:
+            raise ConfigError(f"Cannot write the records in {run_dir}: {error.strerror}.") from None
+        least_seconds = config.log_period_seconds / 10
+        self._rates = Rates({"env_steps": env_steps, "updates": updates}, least_seconds)
+        self._actor_rates = Rates({}, least_seconds)
         self._speed = self._update_speed = 0.0
-        self._next_tick = self._ended_wall_seconds = self._next_warning = 0.0
+        self._next_tick = self._next_warning = 0.0
+        self._ended: float | None = None  # the moment at which learning did
         self._policy_errors: dict[str, OSError] = {}  # by the file's name, until they are told
         self._refused = 0
         self._first = (time.monotonic(), env_steps)
@@ -145,7 +152,7 @@ class Records:
         """Why the run is over, or ''. told: why it was asked to end, or ''."""
         reason = told or self._reason(env_steps)
         if reason:
-            self._ended_wall_seconds = self.wall_seconds
+            self._ended = self._now
         return reason
 
     def _reason(self, env_steps: int) -> str:
@@ -162,7 +169,12 @@ class Records:
     def wall_seconds(self) -> float:
         """Of the whole run: from the command's start, interruptions left out, to the end of
         learning: the last checkpoint is not counted."""
-        return self._ended_wall_seconds or self.wall_before + time.monotonic() - self._started
+        return self.wall_before + self._now - self._started
+
+    @property
+    def _now(self) -> float:
+        """The time that counts, which stands still once learning has ended."""
+        return time.monotonic() if self._ended is None else self._ended
 
     # -- what is written ------------------------------------------------------------------------
 
@@ -187,12 +199,12 @@ class Records:
                 "transport/duplicates": stats.duplicates,
             }
             speeds = self._actor_rates.per_second(
-                {str(i): float(n) for i, n in dict(transport.steps_by_actor).items()}
+                {str(i): float(n) for i, n in dict(transport.steps_by_actor).items()}, self._now
             )
             values |= {f"actors/{i}/steps_per_s": speed for i, speed in speeds.items()}
             for actor_id, shares in transport.reports.items():
                 values |= {f"timings/actor-{actor_id}/{k}": share for k, share in shares.items()}
-        rates = self._rates.per_second(counts)
+        rates = self._rates.per_second(counts, self._now)
         self._speed, self._update_speed = rates["env_steps"], rates["updates"]
         values |= {
             "speed": self._speed,
@@ -354,7 +366,7 @@ class Records:
     def _speed_now(self, env_steps: int) -> float:
         """env steps/s of the last period; before its end, since the start."""
         started, first = self._first
-        return self._speed or (env_steps - first) / max(time.monotonic() - started, 1e-9)
+        return self._speed or (env_steps - first) / max(self._now - started, 1e-9)
 
     def _lag(self) -> float:
         return sum(self._lags) / len(self._lags) if self._lags else 0.0

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,6 @@ from tests.builders import CATCH, chunk_of, config
 from tests.catch import Catch
 
 TIME_COLUMNS = ("wall_seconds", "env_steps_per_second", "updates_per_second")
-
-
-@pytest.fixture
-def signals_restored() -> Iterator[None]:
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
 
 
 def make_replay(chunks: int = 0) -> Replay:
@@ -421,3 +413,13 @@ def test_lock_step_with_a_game_that_cannot_be_saved_says_so_first(
     assert code == 2
     assert "Stamped cannot be played in lock-step" in capsys.readouterr().err
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_state_that_a_checkpoint_cannot_hold_is_refused_before_anything_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `self.np_random.integers(5)` is, and easily kept."""
+    monkeypatch.setattr(Catch, "get_state", lambda self: {"column": np.int64(3)})
+    code = launch.main(["--actors", "0", "--env", CATCH, "--run-dir", str(tmp_path)])
+    assert code == 2
+    assert "int64 does not belong in a checkpoint; its get_state()" in capsys.readouterr().err

@@ -81,6 +81,12 @@ def test_a_wrong_setting_is_one_sentence_that_names_its_flag(
     assert str(caught.value).endswith(".")
 
 
+def test_what_the_game_is_asked_for_is_not_called_a_flag() -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config(env="Many-v0", n_actions=300)
+    assert str(caught.value) == "Many-v0's n_actions is 300, expected 0 to 256."
+
+
 def test_mastery_is_the_score_that_solves_unless_it_is_given() -> None:
     assert make_config("pong", reward=300.0).resolved().reward_mastered == 300.0
     assert make_config("pong", reward=1e9, reward_mastered=18.0).resolved().mastery_score == 18.0

@@ -196,6 +196,8 @@ BAD_INPUT = [
     (["--run-dir", "/proc/no/such"], 2, "Cannot make the run folder"),
     (["--resume", "/no/such/run"], 2, "There is no run in /no/such/run"),
     (["eval", "/no/such/run"], 2, "There is no policy at /no/such/run/best.safetensors"),
+    (["eval", "r" * 300], 2, "File name too long"),
+    (["--bind", "tcp://*:5555", "--keys", "k" * 300], 2, "Cannot read the key"),
 ]
 
 
@@ -290,13 +292,25 @@ def test_a_console_that_is_gone_costs_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "checkpoints").glob("step-*"))
 
 
+def test_a_console_that_is_full_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    """`launch.py > log`, on a disk that takes no more."""
+    words = [sys.executable, str(ROOT / "launch.py"), "--env", "PnogNoFrameskip-v4"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=full, cwd=tmp_path, env=buffered)
+    assert done.returncode == 2
+
+
 def test_a_run_folder_is_used_by_one_run_at_a_time_and_never_overwritten(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with launch("--run-dir", str(run_dir), *QUICK) as process:
         until(lambda: updates(run_dir) > 0, 60)  # from then on SIGTERM is a wish to end
         code, output = run("--run-dir", str(run_dir))
         assert code == 2
-        assert "is in use by another run" in output
+        assert "is in use by another run: choose another --run-dir" in output
+        code, output = run("--resume", str(run_dir))
+        assert code == 2
+        assert "is in use by another run: end it first" in output
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     code, output = run("--run-dir", str(run_dir))

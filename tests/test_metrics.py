@@ -2,7 +2,10 @@
 
 import csv
 import dataclasses
+import errno
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import ConfigError
 from common.messages import EpisodeStats, Spec
 from common.metrics import COLUMNS, Metrics, Scores
 from common.network import network_for
 from common.policy_file import load_policy, mean_score_of, save_policy
 from learner.learner import Learner
-from learner.records import Records
+from learner.records import Rates, Records
 from tests.builders import chunk_of, config
 
 
@@ -118,6 +122,55 @@ def test_points_go_on_in_a_new_file_after_trouble(
     assert metrics._writer is not broken
     assert points_of(tmp_path, "speed")[0] == (1, 1.0)
     assert sum(path.name.startswith("events") for path in tmp_path.iterdir()) == 2
+
+
+def test_a_resume_without_room_for_its_records_is_one_sentence_and_leaves_them_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = Metrics(config(), tmp_path)
+    for env_steps in (100, 200):
+        metrics.row("period", {"env_steps": env_steps})
+    metrics.close()
+    before = (tmp_path / "metrics.csv").read_text()
+    (tmp_path / "other").mkdir()
+    other = Records(config(), tmp_path / "other", 0.0, None, 0, 0)
+    saved = other.state_dict()
+    other.metrics.close()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("common.run_folder.os.fsync", full)
+    with pytest.raises(ConfigError, match=r"Cannot write the records in .*: No space left"):
+        Records(config(), tmp_path, 0.0, saved, 150, 0)
+    assert (tmp_path / "metrics.csv").read_text() == before
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_the_last_rates_are_of_the_time_of_learning_whatever_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
+    learner = Learner(config(), tmp_path, resume=False, started=1000.0)
+    learner.inserted, clock[0] = 1000, 1010.0
+    learner.records.tick(learner, None)
+    learner.inserted, clock[0] = 1400, 1012.0
+    assert learner.records.finished(1400, "Told to stop.")
+    clock[0] = 1030.0  # the last checkpoint was long in writing
+    assert learner.records.finish(learner, None, "Told to stop.")
+    assert float(rows_of(tmp_path)[-1]["env_steps_per_second"]) == pytest.approx(1400 / 12, 1e-4)
+
+
+def test_what_comes_in_just_after_a_period_is_no_burst() -> None:
+    rates = Rates({"env_steps": 0.0}, least_seconds=1.0)
+    now = time.monotonic()
+    assert rates.per_second({"env_steps": 64.0}, now + 0.5) == {"env_steps": 0.0}
+    assert rates.per_second({"env_steps": 1000.0}, now + 10)["env_steps"] == pytest.approx(100, 0.1)
+    before = rates.per_second({"env_steps": 1064.0}, now + 10.01)
+    assert before["env_steps"] == pytest.approx(100, 0.1)
+    after = rates.per_second({"env_steps": 1500.0}, now + 20)
+    assert after["env_steps"] == pytest.approx(50, 0.1)
 
 
 def test_solved_needs_a_hundred_games_above_the_mark() -> None:

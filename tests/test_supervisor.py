@@ -17,6 +17,8 @@ from common.lifeline import Heartbeats
 from common.supervisor import ChildSpec, Supervisor, last_words
 from tests.running import ROOT, Awake, hearing_hangups
 
+pytestmark = pytest.mark.usefixtures("signals_restored")
+
 # What every child can say: `here(name)` leaves a file with its pid, `wait_for(name)` waits for one.
 PRELUDE = """
 import os, signal, sys, time
@@ -371,6 +373,13 @@ signal.signal(signal.SIGTERM, save); heartbeats.beat(number); here("learner"); f
     assert run.go(grace_seconds=0.3) == 4
     assert pids(tmp_path, "saved") and "did not end within" not in run.text
     assert len(waits) < 20  # asleep meanwhile: the learner has the core
+
+
+def test_once_all_is_over_nothing_interrupts_what_is_put_in_order(tmp_path: Path) -> None:
+    assert Run(tmp_path, 'here("learner")', PLAYS).go() == 0
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.raise_signal(number)
+        assert signal.getsignal(number) is signal.SIG_IGN
 
 
 def test_children_die_with_a_killed_supervisor(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from common.messages import (
 )
 from common.sessions import Session, Sessions
 
+_RETRY_MILLISECONDS = 20  # to tell an actor what its full queue did not take
 _SEARCH_SECONDS = 1.0  # between two searches, through all of them, for silent actors
 _REPLACED = "this actor was silent too long, or another with its number took its place"
 
@@ -78,6 +79,7 @@ class LearnerEndpoint:
         self._weights: Weights | None = None
         self._encoded_weights: tuple[int, bytes] = (-1, b"")
         self._announced_version = -1
+        self._owed: set[int] = set()  # sessions whose last ACK found their queue full
         self._stopping, self._reason = False, ""
         self._failure: BaseException | None = None
         self._context = zmq.Context()
@@ -191,7 +193,7 @@ class LearnerEndpoint:
             poller.register(self._wake_reader.fileno(), zmq.POLLIN)
             looked = searched = time.monotonic()
             while not self._stopping:
-                ready = dict(poller.poll(1000))
+                ready = dict(poller.poll(_RETRY_MILLISECONDS if self._owed else 1000))
                 before, looked = looked, time.monotonic()
                 if looked - before > AWAY_SECONDS:
                     self._sessions.excuse(looked - before)
@@ -203,6 +205,7 @@ class LearnerEndpoint:
                     searched = looked
                     self._sessions.fence_silent(time.monotonic() - self._silent_seconds)
                 self._grant()
+                self._ack_owed()
             for session in self._sessions:
                 bye = messages.encode(Header(Type.BYE, session.id), self._reason)
                 self._send(session.route, bye)
@@ -327,7 +330,16 @@ class LearnerEndpoint:
     def _ack(self, session: Session, kind: Type = Type.ACK) -> None:
         version = self._weights.version if self._weights else -1
         ack = Ack(session.acked_seq, session.granted_seq, version, self._env_steps)
-        self._send(session.route, messages.encode_ack(kind, session.id, ack))
+        if not self._send(session.route, messages.encode_ack(kind, session.id, ack)):
+            self._owed.add(session.id)
+
+    def _ack_owed(self) -> None:
+        """An actor that was away a moment finds its queue full of old ACKs, and would not hear of
+        its newest credit before it asks: it is told as soon as there is room."""
+        owed, self._owed = self._owed, set()
+        for session_id in owed:
+            if session := self._sessions.get(session_id):
+                self._ack(session)
 
     def _reject(self, route: bytes, session_id: int, reason: str, exit_code: int) -> None:
         self._send(route, messages.encode_reject(session_id, Reject(reason, exit_code)))
@@ -336,10 +348,15 @@ class LearnerEndpoint:
         self.stats.refused += 1
         self.stats.last_refusal = reason
 
-    def _send(self, route: bytes, message: bytes) -> None:
-        # Gone or stuck: every answer is repeated when the actor asks again.
-        with contextlib.suppress(zmq.ZMQError):
+    def _send(self, route: bytes, message: bytes) -> bool:
+        """-> False where the actor's queue is full. Every answer is repeated when it asks again."""
+        try:
             self._router.send_multipart([route, message], zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError:  # it is gone
+            pass
+        return True
 
 
 def _user_id(part: zmq.Frame) -> str:

@@ -299,7 +299,6 @@ def final_model(run_dir: Path) -> str:
 
 
 @pytest.mark.parametrize("sampling", ["--no-prioritized", "--prioritized"])
-@pytest.mark.usefixtures("signals_restored")
 def test_lock_step_interrupted_and_resumed_is_the_uninterrupted_run(
     tmp_path: Path, sampling: str
 ) -> None:
@@ -313,7 +312,6 @@ def test_lock_step_interrupted_and_resumed_is_the_uninterrupted_run(
     assert len(rows(straight, "game")) > 10
 
 
-@pytest.mark.usefixtures("signals_restored")
 def test_the_same_seed_gives_the_same_run_and_another_gives_another(tmp_path: Path) -> None:
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
         assert lock_step(tmp_path / name, "--max-env-steps", "600", "--seed", seed) == 0
@@ -323,7 +321,6 @@ def test_the_same_seed_gives_the_same_run_and_another_gives_another(tmp_path: Pa
     assert final_model(tmp_path / "a") != final_model(tmp_path / "c")
 
 
-@pytest.mark.usefixtures("signals_restored")
 def test_a_checkpoint_of_another_network_is_refused_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -373,7 +370,6 @@ def test_the_step_size_is_the_same_after_a_resume(tmp_path: Path) -> None:
     resumed.records.metrics.close()
 
 
-@pytest.mark.usefixtures("signals_restored")
 def test_a_run_whose_ring_was_lost_fills_it_again(tmp_path: Path) -> None:
     """Otherwise nothing to sample and nobody allowed to insert would be the end of it."""
     from learner.learner import Learner
@@ -387,7 +383,6 @@ def test_a_run_whose_ring_was_lost_fills_it_again(tmp_path: Path) -> None:
     learner.records.metrics.close()
 
 
-@pytest.mark.usefixtures("signals_restored")
 def test_lock_step_saves_when_its_terminal_closes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +397,20 @@ def test_lock_step_saves_when_its_terminal_closes(
     monkeypatch.setattr(Catch, "step", step)
     assert lock_step(tmp_path, "--max-env-steps", "5000") == 130
     assert json.loads((tmp_path / "result.json").read_text())["reason"] == "Told to stop."
+
+
+@pytest.mark.parametrize(
+    "writer", ["learner.checkpoint._write_file", "learner.records.replace_file"]
+)
+def test_a_last_save_that_fails_is_told_and_ends_with_1(
+    tmp_path: Path, writer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, content: bytes) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer, full)
+    assert lock_step(tmp_path, "--max-env-steps", "300") == 1
+    assert "No space left on device" in capsys.readouterr().out
 
 
 def test_lock_step_with_a_game_that_cannot_be_saved_says_so_first(

@@ -9,7 +9,8 @@ from common.command_line import field_docs, parse
 from common.config import Config
 from common.errors import ConfigError
 from common.presets import PRESETS, did_you_mean, make_config
-from common.schedules import ladder_epsilon, learning_rate_of, linear_epsilon
+from common.schedules import epsilon_of, ladder_epsilon, learning_rate_of, linear_epsilon
+from tests.builders import config
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -129,6 +130,14 @@ def test_epsilon_falls_as_in_the_reference() -> None:
 
     assert [book(n) for n in (0, 50_000, 98_001, 10**7)] == [1.0, 0.5, 0.02, 0.02]
     assert book(99_000) == 0.02
+
+
+def test_on_the_ladder_every_actor_has_an_epsilon_of_its_own_whatever_the_env_steps() -> None:
+    wanted = config(epsilon_ladder=True, actors=8)
+    assert [epsilon_of(wanted, i, 10**9) for i in range(8)] == [
+        ladder_epsilon(i, 8) for i in range(8)
+    ]
+    assert epsilon_of(config(epsilon_ladder=True, actors=0), 0, 0) == 0.4  # lock-step's player
 
 
 def test_the_ladder_spans_ape_x_and_survives_one_actor() -> None:

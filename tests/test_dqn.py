@@ -1,5 +1,6 @@
 """The loss against numbers worked out by hand; the update against its definition."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -59,8 +60,9 @@ def test_the_td_error_is_that_of_the_definition(double: bool, td_error: list[flo
 
 
 def test_huber_is_linear_beyond_one_and_weights_scale_it() -> None:
-    loss, _, _ = td_loss(Table(ONLINE), Table(TARGET), BATCH, False, "huber")
-    assert loss.item() == pytest.approx((35.0 + 0.5 + 31.9) / 3, rel=1e-6)
+    batch = dataclasses.replace(BATCH, weight=torch.tensor([1.0, 0.5, 0.25]))
+    loss, _, _ = td_loss(Table(ONLINE), Table(TARGET), batch, False, "huber")
+    assert loss.item() == pytest.approx((35.0 + 0.5 * 0.5 + 0.25 * 31.9) / 3, rel=1e-6)
 
 
 def test_no_gradient_reaches_the_target_and_only_taken_actions_move() -> None:
@@ -109,6 +111,31 @@ def test_the_gradient_is_clipped_before_the_step() -> None:
         float(p.grad.pow(2).sum()) for p in clipped.online.parameters() if p.grad is not None
     )
     assert total**0.5 == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_a_gradient_below_the_limit_is_left_alone() -> None:
+    free, limited = (
+        Trainer(config(max_grad_norm=norm), torch.device("cpu")) for norm in (0.0, 1e9)
+    )
+    limited.load_tensors(free.tensors())
+    before = free.online.first.weight.detach().clone()
+    for trainer in (free, limited):
+        trainer.update(random_batch())
+    assert torch.equal(free.online.first.weight, limited.online.first.weight)
+    assert not torch.equal(free.online.first.weight, before)
+    assert torch.isfinite(free.online.first.weight).all()
+
+
+def test_what_a_checkpoint_is_given_does_not_move_with_training() -> None:
+    trainer = Trainer(config(policy_average_updates=10), torch.device("cpu"))
+    trainer.update(random_batch())
+    given = trainer.tensors()
+    kept = {name: tensor.clone() for name, tensor in given.items()}
+    trainer.update(random_batch())
+    trainer.average_policy()
+    trainer.sync_target()
+    for name, tensor in given.items():
+        assert torch.equal(tensor, kept[name]), name
 
 
 def test_adam_steps_as_pytorchs_own_to_the_bit() -> None:

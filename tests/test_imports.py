@@ -1,6 +1,8 @@
 """The house's rules, read off the syntax trees: who may import whom, and what is never used."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ LIGHT = {
     "launch.py",
     *(f"common/{name}.py" for name in ("address", "command_line", "config", "console", "errors")),
     *(f"common/{name}.py" for name in ("lifeline", "machine", "presets", "run_folder")),
-    "common/supervisor.py",
+    *(f"common/{name}.py" for name in ("schedules", "supervisor")),
 }
 
 
@@ -56,9 +58,15 @@ def test_imports_run_one_way_and_libraries_stay_in_their_rooms(path: Path) -> No
 
 
 @pytest.mark.parametrize("light", sorted(LIGHT))
-def test_what_the_launch_process_needs_imports_neither_torch_nor_zmq(light: str) -> None:
+def test_nothing_that_the_launch_process_needs_imports_torch_or_zmq(light: str) -> None:
     tops = {module.split(".")[0] for module in imports(ROOT / light, top_level_only=True)}
     assert not tops & {"torch", "zmq", "gymnasium", "numpy", "learner", "actors"}
+
+
+def test_the_launch_process_starts_without_torch_and_zmq() -> None:
+    code = "import sys, launch; print({'torch', 'zmq', 'numpy', 'cv2'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "set()\n", done
 
 
 EXECUTE = {"pickle", "cloudpickle", "shelve", "marshal", "dill", "joblib", "yaml"}

@@ -1,6 +1,7 @@
 """The whole program as a user runs it: real processes, real Pong, bad input, kills, resume."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from common.lifeline import Heartbeats
@@ -162,6 +164,38 @@ def test_a_game_that_ends_its_process_is_not_taken_for_a_goodbye(
         pytest.raises(RuntimeError, match="the game wanted to end its process"),
     ):
         main(["actor", str(tmp_path), "1", "0", "0"])
+
+
+def test_every_life_of_every_actor_plays_games_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun_at, seeds = [0], []
+
+    class Endpoint:
+        env_steps = property(lambda self: begun_at[0])
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def handshake(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    class Seen(Exception): ...
+
+    def player(config: object, seed: list[int]) -> None:
+        seeds.append(tuple(np.random.SeedSequence(seed).generate_state(4)))
+        raise Seen
+
+    monkeypatch.setattr("launch.die_with_parent", lambda pid: None)
+    monkeypatch.setattr("actors.actor.ActorEndpoint", Endpoint)
+    monkeypatch.setattr("actors.actor.Player", player)
+    with contextlib.closing(Heartbeats.create(tmp_path / "heartbeats", 4)):
+        for seed in (0, 1):
+            (tmp_path / "config.json").write_text(config(seed=seed).to_json())
+            for actor_id, incarnation, begun_at[0] in itertools.product("012", "01", (0, 500)):
+                with pytest.raises(Seen):
+                    main(["actor", str(tmp_path), "1", actor_id, incarnation])
+    assert len(set(seeds)) == len(seeds) == 2 * 3 * 2 * 2
 
 
 def test_a_learner_that_is_interrupted_itself_saves(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ import pytest
 from common import lifeline
 from common.lifeline import StopSignal, interrupt
 
-pytestmark = pytest.mark.usefixtures("signals_restored")
-
 
 @pytest.fixture
 def echoes(monkeypatch: pytest.MonkeyPatch) -> list[float]:

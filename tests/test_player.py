@@ -1,12 +1,17 @@
 """The games of one actor: who joins when, and what is saved of them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from actors.player import Player
+from actors.policy import epsilon_greedy
 from common.errors import ConfigError
 from common.messages import Chunk
 from tests.builders import config
+from tests.catch import Catch
 
 CHUNK, N_STEP = 16, 3
 
@@ -60,6 +65,84 @@ def test_saved_while_games_are_still_joining_it_goes_on_alike(saved_after: int) 
             assert (one.transitions == other.transitions).all()
         assert (straight.obs == resumed.obs).all()
     assert len(resumed.games) == 4
+
+
+def test_the_network_sees_the_newest_frames_of_the_episode_in_progress_and_nothing_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each frame here says its episode and step; what is fed to the network is looked at."""
+    begin, play, episodes = Catch.reset, Catch.step, iter(range(1, 100))
+
+    def stamp(game: Any, obs: np.ndarray) -> np.ndarray:
+        obs = obs.copy()
+        obs[0, :2] = game.episode, game.age
+        return obs
+
+    def reset(self: Any, **options: Any) -> Any:
+        self.episode, self.age = next(episodes), 1
+        obs, info = begin(self, **options)
+        return stamp(self, obs), info
+
+    def step(self: Any, action: int) -> Any:
+        self.age += 1
+        obs, *rest = play(self, action)
+        return stamp(self, obs), *rest
+
+    monkeypatch.setattr(Catch, "reset", reset)
+    monkeypatch.setattr(Catch, "step", step)
+    playing, seen = player(games=2), set()
+    for _ in range(150):  # a game has 60 env steps
+        playing.step(1.0)
+        for stack in playing.obs:
+            episode, age = stack[-1, 0, :2].tolist()
+            expected = [[episode, n] if n > 0 else [0, 0] for n in range(age - 3, age + 1)]
+            assert stack[:, 0, :2].tolist() == expected
+            seen.add((episode, age))
+    assert len({episode for episode, _ in seen}) >= 4
+    assert {age for _, age in seen} >= {1, 2, 3, 4}
+
+
+def test_rewards_are_clipped_for_learning_and_scores_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    play = Catch.step
+
+    def step(self: Catch, action: int) -> Any:
+        obs, reward, *rest = play(self, action)
+        return obs, 3 * reward, *rest
+
+    monkeypatch.setattr(Catch, "step", step)
+    settings = config(envs_per_actor=1, chunk_transitions=CHUNK, n_step=1, clip_rewards=True)
+    playing = Player(settings, [1])
+    chunks = [chunk for _ in range(150) for chunk in playing.step(1.0)]
+    rewards = np.concatenate([chunk.transitions["n_step_return"] for chunk in chunks])
+    assert set(rewards.tolist()) == {-1.0, 0.0, 1.0}
+    episodes = [chunk.episode for chunk in chunks if chunk.episode]
+    assert len(episodes) == 2
+    for i, episode in enumerate(episodes):
+        assert episode.score == 3 * rewards[60 * i : 60 * (i + 1)].sum()
+        assert episode.length_env_steps == 60
+
+
+class Preferring:
+    """Takes the action that the first pixel names."""
+
+    n_actions = 4
+
+    def __call__(self, obs: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(obs[:, -1, 0, 0].long(), 4)
+
+
+def test_each_row_acts_at_random_with_probability_epsilon_and_else_as_its_own_values_say() -> None:
+    rng, obs = np.random.default_rng(0), np.zeros((1_000, 4, 84, 84), np.uint8)
+    preferred = rng.integers(4, size=len(obs))
+    obs[:, -1, 0, 0] = preferred
+    for epsilon in (0.0, 0.3, 1.0):
+        actions = epsilon_greedy(Preferring(), obs, epsilon, rng)  # type: ignore[arg-type]
+        others = (actions != preferred).mean()  # a random action is the preferred one in 1 of 4
+        assert abs(others - 0.75 * epsilon) <= 5 * (0.75 * epsilon * 0.25 / len(obs)) ** 0.5
+        differing = actions[actions != preferred]
+        assert epsilon == 0 or set(differing.tolist()) == {0, 1, 2, 3}
 
 
 def test_a_game_with_other_actions_than_the_configuration_says_so() -> None:

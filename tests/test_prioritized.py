@@ -79,6 +79,25 @@ def test_sampling_follows_priorities_and_weights_undo_it() -> None:
     assert np.abs(counts / counts.sum() - share).max() < 0.004
 
 
+def test_priorities_and_weights_are_those_of_the_paper() -> None:
+    alpha, beta = 0.6, 0.4
+    sampler = PrioritizedSampler(8, alpha, beta, np.random.default_rng(0))
+    sampler.added(0, 4)
+    sampler.update(np.arange(4), np.array([-0.5, 3.0, 0.0, -1.0]))
+    priorities = (np.array([0.5, 3.0, 0.0, 1.0]) + sampler.EPSILON) ** alpha
+    assert np.allclose(sampler.tree.get(np.arange(4)), priorities)
+    weights = (4 * priorities / priorities.sum()) ** -beta
+    for count in (1, 3, 16):
+        ids, found = sampler.sample(0, 4, count)
+        assert np.allclose(found, weights[ids] / weights[ids].max())
+        assert found.max() == 1.0
+    sampler.added(4, 6)  # as likely as the most surprising one so far
+    assert np.allclose(sampler.tree.get(np.array([4, 5])), priorities.max())
+    sampler.update(np.array([1]), np.array([0.1]))
+    sampler.added(6, 7)
+    assert np.allclose(sampler.tree.get(np.array([6])), priorities.max())
+
+
 def test_evicted_transitions_are_never_drawn() -> None:
     sampler = PrioritizedSampler(32, 0.6, 0.4, np.random.default_rng(0))
     sampler.added(0, 32)

@@ -98,6 +98,20 @@ def test_a_batch_holds_what_was_stored_and_no_transition_twice() -> None:
             assert [stamp_of(f) for f in batch.next_obs[row]] == [first + 3 + k for k in range(4)]
 
 
+def test_a_batch_carries_the_weights_of_its_sampler() -> None:
+    class Weighing(UniformSampler):
+        def sample(self, first_id: int, end_id: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+            ids, _ = super().sample(first_id, end_id, count)
+            return ids, np.float32(1) / (1 + ids.astype(np.float32))
+
+    replay, spec = make_replay()
+    replay.sampler = Weighing(np.random.default_rng(0))
+    for i in range(3):
+        replay.add(chunk_of(spec, 16, 16 * i))
+    batch, ids = replay.sample(8)
+    assert np.array_equal(batch.weight.numpy(), np.float32(1) / (1 + ids.astype(np.float32)))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_replay_on_the_gpu_draws_the_same_batches() -> None:
     (here, spec), (there, _) = make_replay(), make_replay(device="cuda")
@@ -169,11 +183,13 @@ def test_a_replay_leaves_room_for_the_rest_of_the_run(
 def test_spread_frames_are_stored_frames() -> None:
     replay, spec = make_replay()
     for i in range(3):
-        replay.add(chunk_of(spec, 16, 100 * i + 1))
+        replay.add(chunk_of(spec, 16, 1_000 * (i + 1)))
     frames = replay.spread_frames(20)
     assert frames.dtype == torch.uint8
-    assert len(frames) == 20
-    assert all(stamp_of(f) > 0 for f in frames)
+    chunk, place = np.divmod([stamp_of(f) for f in frames], 1_000)
+    assert np.bincount(chunk).tolist() == [0, 7, 6, 7]  # of the whole warm-up
+    assert (place >= STACK - 1).all()  # what an episode starts with may be blank
+    assert len(replay.spread_frames(1_000)) == 3 * (16 + 3)  # none twice
 
 
 def test_the_learners_gpu_is_called_what_tensors_on_it_call_it(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,8 +18,6 @@ from common import supervisor
 from common.lifeline import Heartbeats
 from common.supervisor import ChildSpec, Supervisor, last_words
 from tests.running import ROOT, Awake, hearing_hangups
-
-pytestmark = pytest.mark.usefixtures("signals_restored")
 
 # What every child can say: `here(name)` leaves a file with its pid, `wait_for(name)` waits for one.
 PRELUDE = """
@@ -265,6 +265,58 @@ def test_a_stopped_actor_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "actor-0 made no progress for" in run.text
 
 
+def test_a_silent_learner_is_told_of_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the run's memory: a disk that hangs must not cost it."""
+    monkeypatch.setattr(supervisor, "LOOK_PERIOD_SECONDS", 0.05)
+    monkeypatch.setattr(supervisor, "AWAY_SECONDS", 0.25)  # a machine that pauses is excused
+    learner = f'{BEATS}\nheartbeats.beat(number); wait_for("told")'
+    run = Run(tmp_path, learner, PLAYS)
+    run.learner_slot = True
+
+    def log(text: str) -> None:
+        run.said.append(text)
+        (tmp_path / "told.0").touch()
+
+    assert run.go(stall_seconds=0.3, log=log) == 0
+    assert len(run.said) == 1 and re.fullmatch(
+        r"the learner made no progress for \d\.\d s; waiting for it", run.text
+    )
+
+
+def test_deaths_are_forgotten_with_time_and_what_lived_long_is_restarted_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(supervisor.time, "monotonic", lambda: clock[0])
+
+    def backoffs(seconds_between: float, deaths: int) -> list[float]:
+        """What an actor waits after each of its deaths; inf once the run gives up."""
+        run = Supervisor(
+            lambda: ChildSpec("learner", []),
+            lambda i, n: ChildSpec(f"actor-{i}", []),
+            1,
+            SimpleNamespace(),  # type: ignore[arg-type]  # none of these beats
+            logs=tmp_path,
+            log=lambda text: None,
+        )
+        (actor,), waits = run._actors, []
+        monkeypatch.setattr(run._learner, "kill", lambda: None)
+        monkeypatch.setattr(run._learner, "terminate", lambda: None)
+        for _ in range(deaths):
+            actor.started = clock[0]
+            clock[0] += seconds_between
+            run._actor_left(actor, 1)
+            waits.append(math.inf if run._ending is not None else actor.backoff_seconds)
+        return waits
+
+    assert backoffs(1.0, 5) == [0.5, 1.0, 2.0, 4.0, math.inf]
+    assert backoffs(9.0, 5) == [0.5, 1.0, 2.0, 4.0, math.inf]
+    assert backoffs(14.9, 6) == [0.5] * 4 + [math.inf] * 2  # five in 59.6 s
+    assert backoffs(15.1, 9) == [0.5] * 9
+
+
 def test_a_run_that_was_frozen_as_a_whole_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,7 +430,6 @@ signal.signal(signal.SIGTERM, save); heartbeats.beat(number); here("learner"); f
 def test_once_all_is_over_nothing_interrupts_what_is_put_in_order(tmp_path: Path) -> None:
     assert Run(tmp_path, 'here("learner")', PLAYS).go() == 0
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.raise_signal(number)
         assert signal.getsignal(number) is signal.SIG_IGN
 
 

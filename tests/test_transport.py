@@ -128,6 +128,38 @@ def test_no_more_is_taken_than_the_limit_allows_and_more_when_it_rises(pair: Pai
     assert got == list(range(12))
 
 
+@pytest.mark.usefixtures("actors_time_stands_still")
+def test_an_actor_whose_queue_was_full_hears_all_the_same_once_there_is_room(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, full = pair.actor(), threading.Event()
+    send = pair.learner._send
+    monkeypatch.setattr(
+        pair.learner, "_send", lambda *message: not full.is_set() and send(*message)
+    )
+    pair.learner.set_insert_limit(16, 0)
+    eventually(lambda: actor.poll() or actor._granted_seq == 1)
+    full.set()
+    actor.send(pair.chunk(0))
+    assert pair.taken(1) == [0]
+    assert actor.unacknowledged == 1
+    full.clear()
+    eventually(lambda: actor.poll() or actor.unacknowledged == 0)  # without a question of its own
+
+
+@pytest.mark.usefixtures("actors_time_stands_still")
+def test_what_is_sent_beyond_the_credit_given_is_not_taken(pair: Pair) -> None:
+    actor = pair.actor()
+    actor._transmit(messages.encode_chunk(actor.session, 1, pair.chunk(0)))
+    actor.report({"play": 1.0})  # behind it, on the same connection
+    eventually(lambda: pair.learner.reports[0])
+    assert pair.learner.drain() == []
+    pair.learner.set_insert_limit(16, 0)
+    eventually(lambda: actor.poll() or actor._granted_seq == 1)
+    actor.send(pair.chunk(5))
+    assert pair.taken(1) == [5]
+
+
 def test_a_limit_may_fall_and_what_was_granted_stays(pair: Pair) -> None:
     window = pair.config.window_chunks
     actor = pair.actor()

@@ -1,0 +1,188 @@
+"""The learner as a whole: what it draws reaches the update, what it publishes and keeps is the
+policy, and what a crash leaves behind goes on.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import Config
+from common.messages import EpisodeStats, Spec
+from common.network import state_vector
+from common.policy_file import load_policy
+from learner.checkpoint import Checkpointer, list_checkpoints
+from learner.dqn import NotFinite
+from learner.learner import Learner
+from learner.prioritized import PrioritizedSampler
+from tests.builders import chunk_of, config
+
+
+class Folder:
+    """Learners of one run folder, each with so many chunks of 16 transitions."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.learners: list[Learner] = []
+
+    def learner(self, settings: Config, chunks: int = 0, resume: bool = False) -> Learner:
+        (self.path / "config.json").write_text(settings.to_json())
+        learner = Learner(settings, self.path, resume, started=0.0)
+        self.learners.append(learner)
+        fill(learner, chunks)
+        return learner
+
+
+def fill(learner: Learner, chunks: int, **of_a_chunk: Any) -> None:
+    for i in range(chunks):
+        chunk = chunk_of(Spec.of(learner.config), 16, 100 * i + 1, terminal=True)
+        learner.insert(dataclasses.replace(chunk, **of_a_chunk))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Folder]:
+    folder = Folder(tmp_path)
+    yield folder
+    for learner in folder.learners:
+        learner.records.metrics.close()
+
+
+def moved(network: torch.nn.Module, by: float) -> None:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(by)
+
+
+def test_td_errors_become_the_priorities_of_what_was_drawn_and_of_nothing_else(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = folder.learner(config(prioritized=True, replay_transitions=512), chunks=20)
+    sample, train = learner.replay.sample, learner.trainer.update
+    drawn: list[np.ndarray] = []
+    told: list[np.ndarray] = []
+
+    def sampled(size: int) -> Any:
+        batch, ids = sample(size)
+        drawn.append(ids)
+        return batch, ids
+
+    def trained(batch: Any) -> Any:
+        stats, td_error = train(batch)
+        told.append(td_error.numpy())
+        return stats, td_error
+
+    monkeypatch.setattr(learner.replay, "sample", sampled)
+    monkeypatch.setattr(learner.trainer, "update", trained)
+    learner.update()
+    sampler = learner.replay.sampler
+    assert isinstance(sampler, PrioritizedSampler)
+    expected = np.ones(20 * 16)
+    expected[drawn[0]] = (np.abs(told[0]) + sampler.EPSILON) ** sampler.alpha
+    assert np.allclose(sampler.tree.get(np.arange(20 * 16)), expected)
+
+
+def test_what_is_published_kept_and_saved_is_the_averaged_policy(folder: Folder) -> None:
+    learner = folder.learner(config(policy_average_updates=500), chunks=20)
+    moved(learner.trainer.online, 0.01)
+    published = learner.weights().vector
+    averaged, online = (state_vector(n) for n in (learner.trainer.policy, learner.trainer.online))
+    assert np.array_equal(published, averaged)
+    assert not np.allclose(published, online)
+    learner.save_policy()
+    learner.save_now()
+    (checkpoint,) = list_checkpoints(folder.path / "checkpoints")
+    for path in (folder.path / "best.safetensors", checkpoint / "model.safetensors"):
+        assert np.array_equal(state_vector(load_policy(path).network), averaged), path
+
+
+def test_weights_that_are_not_finite_go_nowhere(folder: Folder) -> None:
+    learner = folder.learner(config(), chunks=1)
+    with torch.no_grad():
+        learner.trainer.online.first.weight[0, 0, 0, 0] = float("inf")
+    for goes in (learner.weights, learner.save_policy, learner.save_now):
+        with pytest.raises(NotFinite):
+            goes()
+    assert learner.weights_version == 0
+    assert not (folder.path / "best.safetensors").exists()
+    assert list_checkpoints(folder.path / "checkpoints") == []
+
+
+def test_the_input_is_standardized_once_by_what_warm_up_has_shown(folder: Folder) -> None:
+    settings = config(policy_average_updates=500)  # learning starts at 200 transitions
+    learner = folder.learner(settings, chunks=12)
+    networks = (learner.trainer.online, learner.trainer.target, learner.trainer.policy)
+    untouched = {float(network.pixel_scale) for network in networks}
+    fill(learner, 1)
+    scales = {float(network.pixel_scale) for network in networks}
+    assert len(untouched) == len(scales) == 1
+    assert scales != untouched
+    for network in networks:
+        assert network.pixel_mean.any()
+    fill(learner, 5)
+    assert {float(network.pixel_scale) for network in networks} == scales
+
+
+def test_a_checkpoint_is_left_out_while_the_one_before_is_being_written(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, may_go_on, written = folder.learner(config(), chunks=1), threading.Event(), []
+
+    def write(self: Checkpointer, snapshot: Any, *_: Any, **options: Any) -> None:
+        written.append(snapshot)
+        assert may_go_on.wait(60)
+
+    monkeypatch.setattr(Checkpointer, "_write", write)
+    learner.save()
+    learner.save()
+    may_go_on.set()
+    learner.save_now()
+    assert len(written) == 2  # the first, and the last, which is never left out
+
+
+def test_what_was_evicted_while_it_was_saved_is_not_drawn_after_a_resume(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(prioritized=True, replay_transitions=256)
+    learner = folder.learner(settings, chunks=16)
+    read, oldest = learner.replay.read_chunk, learner.replay.chunks[0]
+
+    def overwritten_meanwhile(stored: Any) -> Any:
+        chunk = read(stored)
+        if stored == oldest and learner.replay.first_id == oldest.first_id:
+            fill(learner, 1)
+        return chunk
+
+    monkeypatch.setattr(learner.replay, "read_chunk", overwritten_meanwhile)
+    learner.save_now()
+    assert learner.checkpoints.error is None
+    resumed = folder.learner(settings, resume=True)
+    assert (resumed.replay.first_id, resumed.replay.end_id) == (oldest.end_id, 256)
+    sampler = resumed.replay.sampler
+    assert isinstance(sampler, PrioritizedSampler)
+    live = np.arange(resumed.replay.first_id, resumed.replay.end_id)
+    assert sampler.tree.get(live).all()
+    assert sampler.tree.total == pytest.approx(sampler.tree.get(live).sum())
+    for _ in range(50):
+        assert resumed.replay.sample(32)[1].min() >= oldest.end_id
+
+
+def test_a_resumed_run_does_not_give_a_better_policy_away(folder: Folder) -> None:
+    def score(learner: Learner, value: float) -> bool:
+        return learner.records.game(EpisodeStats(value, 60, 0.1, 1), env_steps=1, updates=1)
+
+    learner = folder.learner(config(), chunks=1)
+    for _ in range(100):
+        score(learner, 1.0)
+    learner.save_now()  # before the best policy is kept: it is newer than the checkpoint
+    learner.save_policy()
+    resumed = folder.learner(config(), resume=True)
+    assert not score(resumed, -21.0)
+    resumed.save_now()
+    again = folder.learner(config(), resume=True)
+    assert not score(again, 1.0)
+    assert any(score(again, 2.0) for _ in range(100))  # a hundred of these beat it

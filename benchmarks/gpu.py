@@ -17,7 +17,6 @@ from benchmarks.measure import (
     NotMeasured,
     Row,
     Side,
-    Step,
     alternate,
     fastest,
     steadily,
@@ -28,6 +27,7 @@ from benchmarks.worker import Worker, versus
 from common.config import FRAME_SHAPE, STACK, Config
 from common.machine import cores
 from launch import learner_environment
+from learner.captured import Launch, captured
 from learner.replay import TransitionBatch
 
 Case = tuple[int, str]  # batch, network
@@ -36,7 +36,6 @@ FAST_DQN: Case = (32, "nature")
 FAST_DQN_UPDATES = 386.0  # per second, published, on a GTX 1080
 LAYOUTS = {"NHWC": True, "NCHW": False}  # channels last?
 BURST = 50  # updates between two looks at the clock: the GPU is waited for before each
-WARM_UP_STEPS = 5
 
 # What Pong is played with on a GPU (tuning/gpu_run.py says why), and a smaller replay, which is
 # written at the end of each run.
@@ -74,9 +73,9 @@ def bare_sides(cases: list[Case], device: str = "cuda") -> dict[str, Side]:
     for case in cases:
         config, batch = settings(*case, device), noise(case[0], device)
         for layout, channels_last in LAYOUTS.items():
-            steps: dict[str, Step] = {"eager": bare(config, batch, channels_last, False)}
+            steps: dict[str, Launch] = {"eager": bare(config, batch, channels_last, False)}
             if device == "cuda":
-                steps["graph"] = Captured(bare(config, batch, channels_last, False))
+                steps["graph"] = captured(bare(config, batch, channels_last, False))
             for form, step in steps.items():
                 sides[f"{form} {layout}, {named(*case)}"] = in_bursts(step, device)
     return sides
@@ -127,29 +126,6 @@ def in_bursts(update: Callable[[], object], device: str) -> Side:
         return BURST
 
     return steadily(burst)
-
-
-class Captured:
-    """One step's work on the GPU as a CUDA graph, captured as PyTorch's documentation says.
-
-    Holds on to the step: the graph works on its tensors.
-    """
-
-    def __init__(self, step: Step) -> None:
-        self.step = step
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP_STEPS):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            step()
-
-    def __call__(self) -> int:
-        self.graph.replay()
-        return 1
 
 
 # -- rows -----------------------------------------------------------------------------------------

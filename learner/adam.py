@@ -34,11 +34,21 @@ class Adam:
         return [p.grad for p in self.parameters if p.grad is not None]
 
     @torch.no_grad()
-    def step(self, gradient_scale: float = 1.0) -> None:
-        """gradient_scale: what every gradient is divided by first, to clip it."""
-        scale = None
-        if gradient_scale != 1.0:
-            scale = torch.tensor(gradient_scale, device=self.parameters[0].device)
+    def step(
+        self,
+        gradient_scale: float | Tensor = 1.0,
+        *,
+        learning_rate: Tensor | None = None,
+        left_out: Tensor | None = None,
+    ) -> None:
+        """gradient_scale: what every gradient is divided by first, to clip it.
+
+        Where the host does not look before the step, all are tensors of the device, [] f32:
+        learning_rate in place of the attribute, and left_out, 1 where nothing shall move.
+        """
+        scale = gradient_scale if isinstance(gradient_scale, Tensor) else None
+        if scale is None and gradient_scale != 1.0:
+            scale = torch.tensor(gradient_scale, device=self.steps[0].device)
         torch._foreach_add_(self.steps, 1)
         torch._fused_adam_(
             self.parameters,
@@ -47,7 +57,7 @@ class Adam:
             self.second_moments,
             [],
             self.steps,
-            lr=self.learning_rate,
+            lr=self.learning_rate if learning_rate is None else learning_rate,
             beta1=BETA1,
             beta2=BETA2,
             weight_decay=0.0,
@@ -55,6 +65,7 @@ class Adam:
             amsgrad=False,
             maximize=False,
             grad_scale=scale,
+            found_inf=left_out,
         )
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import Config
+from common.console import say
 from common.network import network_for
 from learner.adam import Adam
+from learner.captured import CapturedStep
 from learner.replay import TransitionBatch
 
 
@@ -67,26 +69,61 @@ class Trainer:
         if config.policy_average_updates:
             self.policy = network_for(config, device.type).to(device).requires_grad_(False)
         self.updates = 0
+        self._norm_limit = config.max_grad_norm or float("inf")
+        self._captured = self._capture()
         self.sync_target()
         self.average_policy(share=1.0)
 
     def update(self, batch: TransitionBatch) -> tuple[UpdateStats, Tensor]:
         """One gradient step, and the target sync when it is due. -> stats, td_error [B].
 
-        Raises NotFinite before the step when loss or gradient are not finite.
+        Raises NotFinite, and takes no step, when loss or gradient are not finite.
         """
+        if self._captured:
+            told = self._captured(batch, self.adam.learning_rate)
+            figures, td_error = told[:3], told[3:]
+        else:
+            figures, td_error = self._gradient(batch)
+        stats = UpdateStats(*figures.tolist())
+        self._check(stats)
+        if not self._captured:
+            self.adam.step(max(1.0, stats.grad_norm / self._norm_limit))
+        self.updates += 1
+        if self.updates % self.config.target_sync_period_updates == 0:
+            self.sync_target()
+        return stats, td_error
+
+    def _gradient(self, batch: TransitionBatch) -> tuple[Tensor, Tensor]:
+        """Of the loss, left with the parameters. -> loss, mean of q and gradient norm [3]; td_error
+        [B]."""
         config = self.config
         loss, td_error, q = td_loss(self.online, self.target, batch, config.double, config.loss)
         self.adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.get_total_norm(self.adam.gradients)
-        stats = UpdateStats(*torch.stack([loss.detach(), q.mean(), norm]).tolist())
-        self._check(stats)
-        self.adam.step(max(1.0, stats.grad_norm / (config.max_grad_norm or float("inf"))))
-        self.updates += 1
-        if self.updates % config.target_sync_period_updates == 0:
-            self.sync_target()
-        return stats, td_error
+        return torch.stack([loss.detach(), q.mean(), norm]), td_error
+
+    def _step_on_device(self, batch: TransitionBatch, learning_rate: Tensor) -> Tensor:
+        """The whole step without a question to the host. learning_rate: [] f32. -> [3 + B] f32."""
+        figures, td_error = self._gradient(batch)
+        loss, _, norm = figures
+        self.adam.step(
+            (norm / self._norm_limit).clamp(min=1.0),
+            learning_rate=learning_rate,
+            left_out=(~torch.isfinite(loss + norm)).float(),
+        )
+        return torch.cat([figures, td_error])
+
+    def _capture(self) -> CapturedStep | None:
+        """The step as one launch, on a GPU that can."""
+        if self.device.type != "cuda":
+            return None
+        moved = [*self.online.parameters(), *self.adam.state_dict().values()]
+        try:
+            return CapturedStep(self._step_on_device, moved, self.config.batch_size, self.device)
+        except RuntimeError as error:
+            say(f"Updates are launched kernel by kernel, the GPU cannot capture them: {error}")
+            return None
 
     def sync_target(self) -> None:
         self.target.load_state_dict(self.online.state_dict())

@@ -224,7 +224,7 @@ class Replay:
         return pixels.view(-1, *FRAME_SHAPE, STACK).permute(0, 3, 1, 2)
 
     def _on_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        return torch.from_numpy(array).to(self.device, non_blocking=True)
 
     def _make_room(self, length: int, frame_count: int) -> StoredChunk:
         """Evict the oldest chunks until the new one fits; frames never wrap around the end."""

@@ -1,7 +1,9 @@
 """The loss against numbers worked out by hand; the update against its definition."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 from learner.adam import Adam
+from learner.captured import WARM_UP_CALLS, CapturedStep, Launch, captured
 from learner.dqn import NotFinite, Trainer, td_loss
 from learner.replay import TransitionBatch
 from tests.builders import config
@@ -86,6 +89,14 @@ def random_batch(size: int = 8) -> TransitionBatch:
     )
 
 
+def as_on_a_gpu(trainer: Trainer, capture: Callable[[Launch], Launch] = lambda step: step) -> None:
+    """Its updates go through the step that a GPU captures."""
+    moved = [*trainer.online.parameters(), *trainer.adam.state_dict().values()]
+    trainer._captured = CapturedStep(
+        trainer._step_on_device, moved, trainer.config.batch_size, trainer.device, capture
+    )
+
+
 def test_the_target_moves_only_at_a_sync() -> None:
     trainer = Trainer(config(target_sync_period_updates=3), torch.device("cpu"))
     before = trainer.target.state_dict()["first.weight"].clone()
@@ -136,6 +147,96 @@ def test_what_a_checkpoint_is_given_does_not_move_with_training() -> None:
     trainer.sync_target()
     for name, tensor in given.items():
         assert torch.equal(tensor, kept[name]), name
+
+
+@pytest.mark.parametrize("limit", [0.0, 2**-10, 1e9])
+def test_the_step_that_a_gpu_captures_is_the_eager_one_to_the_bit(limit: float) -> None:
+    settings = config(max_grad_norm=limit, learning_rate=2**-11, batch_size=8)
+    eager, other = (Trainer(settings, torch.device("cpu")) for _ in range(2))
+    other.load_tensors(eager.tensors())
+    as_on_a_gpu(other)
+    for name, tensor in eager.tensors().items():  # to capture it is not to train
+        assert torch.equal(tensor, other.tensors()[name]), name
+    for update in range(4):
+        for trainer in (eager, other):
+            trainer.adam.learning_rate = 2.0 ** -(11 + update)
+        (stats, td_error), (others, other_td_error) = (
+            trainer.update(random_batch()) for trainer in (eager, other)
+        )
+        assert stats == others
+        assert torch.equal(td_error, other_td_error)
+    for name, tensor in eager.tensors().items():
+        assert torch.equal(tensor, other.tensors()[name]), name
+
+
+def test_a_captured_step_that_is_not_finite_moves_nothing() -> None:
+    trainer = Trainer(config(batch_size=8), torch.device("cpu"))
+    as_on_a_gpu(trainer)
+    before = {name: t for name, t in trainer.tensors().items() if not name.endswith("step")}
+    batch = random_batch()
+    batch.n_step_return[0] = float("nan")
+    with pytest.raises(NotFinite, match="loss is nan at update 1"):
+        trainer.update(batch)
+    for name, tensor in before.items():
+        assert torch.equal(tensor, trainer.tensors()[name]), name
+
+
+def test_a_device_that_cannot_capture_leaves_the_networks_as_they_were() -> None:
+    trainer = Trainer(config(batch_size=8), torch.device("cpu"))
+    before = trainer.tensors()
+
+    def fails(step: Launch) -> Launch:
+        step()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        as_on_a_gpu(trainer, fails)
+    for name, tensor in before.items():
+        assert torch.equal(tensor, trainer.tensors()[name]), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_captured_updates_are_the_eager_ones() -> None:
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    settings = config(cuda=True, batch_size=8, precision="float32")
+    in_one, eager = (Trainer(settings, gpu) for _ in range(2))
+    eager.load_tensors(in_one.tensors())
+    assert in_one._captured
+    eager._captured = None
+    for _ in range(5):
+        stats = [trainer.update(random_batch().to(gpu))[0] for trainer in (in_one, eager)]
+        assert stats[0].loss == pytest.approx(stats[1].loss, rel=1e-3)
+    for name, tensor in in_one.tensors().items():
+        assert torch.allclose(tensor, eager.tensors()[name], atol=1e-4), name
+
+
+def test_a_graph_is_captured_after_a_warm_up_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other: "Stream") -> None:
+            events.append("wait")
+
+    class Graph:
+        def replay(self) -> None:
+            events.append("replay")
+
+    @contextlib.contextmanager
+    def inside(name: str) -> Iterator[None]:
+        events.append(name)
+        yield
+        events.append(f"end of {name}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: inside("side stream"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **options: inside("capture"))
+    captured(lambda: events.append("step"))()
+    assert events == [
+        *("wait", "side stream", *["step"] * WARM_UP_CALLS, "end of side stream", "wait"),
+        *("capture", "step", "end of capture", "replay"),
+    ]
 
 
 def test_adam_steps_as_pytorchs_own_to_the_bit() -> None:

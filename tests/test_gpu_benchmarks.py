@@ -1,8 +1,7 @@
 """Rows 14 to 16 without a GPU: what they say then, and with stand-ins what they would do."""
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,36 +128,6 @@ def test_updates_count_once_the_gpu_has_done_them(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(gpu, "BURST", 3)
     assert gpu.in_bursts(lambda: events.append("update"), "cuda")(1e-6) > 0
     assert events == ["update", "update", "update", "wait"] * (len(events) // 4)
-
-
-def test_a_graph_is_captured_after_a_warm_up_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-
-    class Stream:
-        def wait_stream(self, other: "Stream") -> None:
-            events.append("wait")
-
-    class Graph:
-        def replay(self) -> None:
-            events.append("replay")
-
-    @contextlib.contextmanager
-    def inside(name: str) -> Iterator[None]:
-        events.append(name)
-        yield
-        events.append(f"end of {name}")
-
-    monkeypatch.setattr(torch.cuda, "Stream", Stream)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: inside("side stream"))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda _: inside("capture"))
-    captured = gpu.Captured(lambda: events.append("step") or 1)  # type: ignore[func-returns-value]
-    assert captured() == 1
-    assert events == [
-        *("wait", "side stream", *["step"] * gpu.WARM_UP_STEPS, "end of side stream", "wait"),
-        *("capture", "step", "end of capture", "replay"),
-    ]
 
 
 # -- row 15 ---------------------------------------------------------------------------------------

@@ -1,0 +1,94 @@
+"""A function of a batch, captured once as a CUDA graph and from then on launched as a whole.
+
+An update is some hundred small kernels: to launch them one by one keeps a CPU thread busy for
+longer than the GPU needs for the work.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from common.config import FRAME_SHAPE, STACK
+from learner.replay import TransitionBatch
+
+WARM_UP_CALLS = 3  # before it is captured: libraries choose kernels and allocate what they need
+Launch = Callable[[], object]
+
+
+class CapturedStep:
+    """step(batch, learning_rate) -> Tensor, on batches of one size.
+
+    The graph works on the tensors that it was captured with, so what the step reads and moves must
+    stay where it is: whoever loads weights copies them into place. moved: all that the step moves,
+    which is as before when this returns or raises RuntimeError, because the device cannot do it.
+
+    capture: makes of a function that works on the device one that launches it.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[TransitionBatch, Tensor], Tensor],
+        moved: Sequence[Tensor],
+        batch_size: int,
+        device: torch.device,
+        capture: Callable[[Launch], Launch] | None = None,
+    ) -> None:
+        self._step = step
+        self._batch = blank_batch(batch_size, device)
+        self._learning_rate = torch.zeros((), device=device)
+        before = [tensor.clone() for tensor in moved]
+        try:
+            self._launch = (capture or captured)(self._run)
+            self._launch()
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(moved, before, strict=True):
+                    tensor.copy_(value)
+
+    def __call__(self, batch: TransitionBatch, learning_rate: float) -> Tensor:
+        """-> what the step returned, on the CPU: the only time that the host waits."""
+        for name in batch.__slots__:
+            getattr(self._batch, name).copy_(getattr(batch, name), non_blocking=True)
+        self._learning_rate.fill_(learning_rate)
+        self._launch()
+        return self._told.cpu()
+
+    def _run(self) -> None:
+        self._told = self._step(self._batch, self._learning_rate)
+
+
+def blank_batch(size: int, device: torch.device) -> TransitionBatch:
+    """Black pictures, and a return to learn from."""
+    pixels = torch.zeros(2, size, *FRAME_SHAPE, STACK, dtype=torch.uint8, device=device)
+    obs, next_obs = pixels.permute(0, 1, 4, 2, 3)  # channels last, as the replay draws them
+    ones = (torch.ones(size, device=device) for _ in range(3))
+    return TransitionBatch(
+        obs=obs,
+        action=torch.zeros(size, dtype=torch.int64, device=device),
+        n_step_return=next(ones),
+        discount=next(ones),
+        next_obs=next_obs,
+        weight=next(ones),
+    )
+
+
+def captured(function: Launch) -> Launch:
+    """As PyTorch's documentation says ("CUDA semantics", CUDA graphs, whole-network capture)."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP_CALLS):
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # Another thread may be reading the replay meanwhile, for a checkpoint.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        function()
+
+    @functools.wraps(function)  # and so holds on to it: the graph works on its tensors
+    def launch() -> None:
+        graph.replay()
+
+    return launch

@@ -5,6 +5,7 @@ import importlib
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from benchmarks.peers.environment import Peers, default_folder
 from common.config import VERSION
 from common.machine import cores
 
+BUG = "a bug of the benchmark"
 ROWS = {
     1: "acting:emulation",
     2: "acting:other_games",
@@ -45,6 +47,7 @@ def main(words: list[str]) -> int:
             began = time.monotonic()
             for row in measured(number, form, peers):
                 rows.append(row)
+                code = 1 if row.note.startswith(BUG) else code
                 if given.json:  # each at once: what there is, is worth having
                     given.json.write_text(as_json(rows, about(form)))
             print(f"Row {number}: {time.monotonic() - began:.0f} s.", file=sys.stderr, flush=True)
@@ -87,6 +90,9 @@ def measured(number: int, form: Form, peers: Peers) -> Iterator[Row]:
         yield from measure(form, peers)
     except NotMeasured as why:
         yield Row(number, title(measure), "", "", note=str(why))
+    except Exception as bug:  # the other rows can be measured all the same
+        traceback.print_exc()
+        yield Row(number, title(measure), "", "", note=f"{BUG}, {type(bug).__name__}: {bug}")
 
 
 def title(measure: Callable[..., object]) -> str:

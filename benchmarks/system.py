@@ -26,7 +26,7 @@ from benchmarks.measure import (
     fastest,
 )
 from benchmarks.peers.environment import Peers
-from benchmarks.worker import ROOT
+from benchmarks.worker import ROOT, the_error_in
 from common.config import Config
 from common.machine import cores
 
@@ -46,13 +46,15 @@ class Run:
         self._folder = tempfile.TemporaryDirectory(prefix="volley-bench-")
         self.run_dir = Path(self._folder.name) / "run"
         common = ("--run-dir", str(self.run_dir), "--checkpoint-period-seconds", "0")
+        self._log = Path(self._folder.name) / "console.log"
         self.began = time.monotonic_ns()
-        self._process = subprocess.Popen(
-            [sys.executable, *door, *common, "--log-period-seconds", "1", *flags],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        with self._log.open("w") as console:
+            self._process = subprocess.Popen(
+                [sys.executable, *door, *common, "--log-period-seconds", "1", *flags],
+                cwd=ROOT,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -71,7 +73,8 @@ class Run:
         deadline = time.monotonic() + seconds
         while not (answer := what()):
             if self._process.poll() is not None:
-                raise NotMeasured(f"the run ended with exit code {self._process.returncode}")
+                code, said = self._process.returncode, self._log.read_text()
+                raise NotMeasured(f"the run ended with exit code {code}: {the_error_in(said)}")
             if time.monotonic() > deadline:
                 raise NotMeasured(f"the run was not that far after {seconds:.0f} s")
             time.sleep(0.05)

@@ -9,6 +9,7 @@ it. So any two sides can take turns, each in the environment and with the thread
 import importlib
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -80,8 +81,7 @@ class Worker:
 
     def _last_words(self) -> str:
         self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines()
-        return lines[-1] if lines else "its process ended without a word"
+        return the_error_in(self._errors.read()) or "its process ended without a word"
 
     def __enter__(self) -> Self:
         return self
@@ -96,6 +96,17 @@ class Worker:
             self._process.wait()
         self._process.stdout.close()
         self._errors.close()
+
+
+def the_error_in(said: str) -> str:
+    """The line that names it, of a process that has ended; all it said last goes to the console.
+
+    It need not be the last line: torch adds advice to its errors.
+    """
+    lines = said.strip().splitlines()
+    print("\n".join(lines[-40:]), file=sys.stderr, flush=True)
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return (named or lines or [""])[-1]
 
 
 def versus(

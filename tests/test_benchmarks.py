@@ -30,8 +30,8 @@ from benchmarks.measure import (
     shown,
 )
 from benchmarks.peers.environment import Peers
-from benchmarks.system import lag
-from benchmarks.worker import Worker, versus
+from benchmarks.system import Run, lag
+from benchmarks.worker import Worker, the_error_in, versus
 from tests.test_imports import ROOT, imports, name
 
 PEERS = [p for p in (ROOT / "benchmarks/peers").glob("*.py") if p.stem != "environment"]
@@ -251,6 +251,49 @@ def test_what_was_measured_before_an_interruption_is_kept(
     assert main(["1", "7", "--json", str(path)]) == 130
     assert from_json(path.read_text()) == [row()]
     assert "1.25 (1.00 to 3.00)" in capsys.readouterr().out
+
+
+def test_a_bug_in_one_row_leaves_the_others_to_be_measured_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def breaks(form: Form, peers: Peers) -> Iterator[Row]:
+        """Row 1: how fast."""
+        yield row()
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("benchmarks.acting.emulation", breaks)
+    monkeypatch.setattr("benchmarks.learning.updates", lambda form, peers: [row()])
+    path = tmp_path / "bench.json"
+    assert main(["1", "7", "--json", str(path)]) == 1
+    first, why, last = from_json(path.read_text())
+    assert (first, last) == (row(), row())
+    assert why.note == "a bug of the benchmark, ZeroDivisionError: division by zero"
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("", ""),
+        ("ready\nKilled", "Killed"),
+        (
+            "Traceback (most recent call last):\n  File x\n"
+            "torch.AcceleratorError: CUDA error: no kernel image\nFor debugging consider passing",
+            "torch.AcceleratorError: CUDA error: no kernel image",
+        ),
+    ],
+)
+def test_of_what_a_process_said_the_line_that_names_the_error_is_told(
+    said: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert the_error_in(said) == line
+    assert said in capsys.readouterr().err  # all of it, for who looks into it
+
+
+def test_a_run_that_ends_by_itself_says_why() -> None:
+    words = ("-c", "import sys; sys.exit('ValueError: no such thing')")
+    with Run(door=words) as run, pytest.raises(NotMeasured, match="code 1: ValueError: no such"):
+        run.until(lambda: False)
 
 
 def test_a_run_counts_from_where_it_has_settled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,13 @@ def test_the_learner_meets_each_form_of_the_computation_in_its_faster_layout() -
     assert [row.met for row in rows] == ["no", "-"]
 
 
+def test_where_no_graph_could_be_captured_the_rest_is_measured() -> None:
+    eager = {key: side for key, side in others(NIPS).items() if "graph" not in key}
+    graph, other = gpu.against_bare(NIPS, {named(*NIPS): steady(950)}, eager, QUICK)
+    assert graph.cells()[2] == "not measured: PyTorch could not capture it"
+    assert other.ratios == [1.9] * 2
+
+
 def test_the_published_figure_meets_the_network_and_batch_that_it_is_of() -> None:
     *_, row = gpu.against_bare(NATURE, {named(*NATURE): steady(772)}, others(NATURE), QUICK)
     assert "fast-dqn" in row.against and row.ratios == [2.0, 2.0]

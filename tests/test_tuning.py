@@ -223,7 +223,8 @@ def test_a_gpu_session_shares_its_time_survives_a_failure_and_reports_everything
     monkeypatch.setattr(gpu_run.Session, "left", property(lambda _: left[0]))
     session = gpu_run.Session(tmp_path / "out", tmp_path, {}, 600.0)
     session.run([(gpu_run.GPU, seed) for seed in (0, 1, 2)], games=30)
-    assert granted == [170.0, 225.0, 225.0]  # a third of 510 s, half of 450, all of 225
+    # Of 600 s, 90 are for the greedy games, and 105 for each run that is to come.
+    assert granted == [300.0, 345.0, 105.0]
     assert left[0] >= gpu_run.EVALUATION_SECONDS
     report = (tmp_path / "out" / "report.md").read_text()
     assert "--cuda --replay-device cuda" in report
@@ -231,7 +232,8 @@ def test_a_gpu_session_shares_its_time_survives_a_failure_and_reports_everything
     assert "- gpu/seed-0: mean of seed 0" in report
     assert "gpu/seed-2:\n```\nIts greedy games ended with exit code -9.\n```" in report
     assert "Trouble with gpu/seed-1:\n```\nexit code 1\nout of memory" in report
-    assert (tmp_path / "out" / "gpu" / "seed-1" / "console.log").exists()
+    for name in ("console.log", "metrics.csv", "best.safetensors"):  # of a run in trouble too
+        assert (tmp_path / "out" / "gpu" / "seed-1" / name).exists()
     assert not (tmp_path / "run").exists()
 
 

@@ -7,9 +7,10 @@
 `run` and `bench` need Python, torch and numpy there, nothing else, and end within --minutes. With
 --cpu they do the same without a GPU, to try it.
 
-`run`: each run gets an equal part of what is left, and the greedy games are played at the end,
-those of all runs side by side. OUT holds report.md and, per variant and seed, metrics.csv,
-result.json, the configuration, the best policy and the console's lines.
+`run`: each run gets an equal part of what is left, or all but a minute for each of the others where
+that is more, and the greedy games are played at the end, those of all runs side by side. OUT holds
+report.md and, per variant and seed, metrics.csv, result.json, the configuration, the best policy,
+the console's lines and TensorBoard's events, which tell where each process's time went.
 
 `bench`: OUT holds report.md and bench.json with rows 14 to 16 of benchmarks/README.md, as many as
 there was time for.
@@ -36,8 +37,8 @@ from tuning.variants import Variant
 
 # A proposal: nobody has run it on a GPU yet. Two CPU cores take some 20,000 updates of 32 and
 # 600,000 env steps. A minute leaves 40 s for that: 8 s are start-up, 12 s the last 100 games (120
-# are played at once). Launching the kernels of one update keeps a CPU thread busy for 2 to 4 ms,
-# whatever the batch. So: 250 to 500 updates/s, of larger batches.
+# are played at once). Kernel by kernel an update would keep a CPU thread busy for 2 to 4 ms,
+# whatever the batch; as one graph for less. So: 250 to 500 updates/s, of larger batches.
 GPU = Variant(
     "gpu",
     {
@@ -63,11 +64,15 @@ GPU = Variant(
 CPU = Variant("cpu", {"actors": "1", "checkpoint_period_seconds": "0"})
 EVALUATION_SECONDS, EVALUATION_SEED = 90.0, 777
 ENDING_SECONDS = 45.0  # for the last checkpoint of a run
+LATER_SECONDS = 60.0 + ENDING_SECONDS  # kept for each run to come, where that leaves more
 FEWEST_SECONDS = 10.0  # a run that would get less is left out
 AREA_MINUTES = 2.0
+# What a run needs is read from the disk, and tried, before the time of the first one begins.
 FACTS = """
-import platform, torch
+import ale_py, cv2, gymnasium, msgpack, platform, safetensors, torch, torch.utils.tensorboard, zmq
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+if torch.cuda.is_available():
+    torch.nn.Conv2d(4, 16, 8, 4).cuda()(torch.zeros(1, 4, 84, 84).cuda()).sum().backward()
 print(f"{gpu}, torch {torch.__version__}, Python {platform.python_version()}")
 """
 
@@ -148,7 +153,7 @@ class Session:
         command = [sys.executable, "-c", FACTS]
         facts = subprocess.run(command, env=self.environment, capture_output=True, text=True)
         if facts.returncode:
-            raise ConfigError(f"torch does not work here: {facts.stderr.strip()[-500:]}")
+            raise ConfigError(f"What a run needs fails here: {facts.stderr.strip()[-500:]}")
         self.machine = f"{facts.stdout.strip()}, {cores()} cores ({processor()})"
         print(self.machine, flush=True)
         if "no GPU" in self.machine and not cpu:
@@ -158,7 +163,10 @@ class Session:
         """Train, evaluate, and write the report after each step."""
         kept: list[Path] = []
         for i, (variant, seed) in enumerate(planned):
-            seconds = (self.left - EVALUATION_SECONDS) / (len(planned) - i) - ENDING_SECONDS
+            later = len(planned) - i - 1
+            share = (self.left - EVALUATION_SECONDS) / (later + 1) - ENDING_SECONDS
+            spare = self.left - EVALUATION_SECONDS - ENDING_SECONDS - later * LATER_SECONDS
+            seconds = max(share, spare)
             folder = place(self.out, variant, seed)
             if self.train(variant, seed, folder, seconds):
                 kept.append(folder)
@@ -190,11 +198,13 @@ class Session:
         trouble = train(flags, run_dir, seconds + ENDING_SECONDS, self.environment)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(run_dir / "console.log", folder)
+        for told in ("metrics.csv", "events.out.*", "best.safetensors"):
+            for path in run_dir.glob(told):  # of a run in trouble too
+                shutil.copy(path, folder)
         if trouble:
             self.troubles[self.named(folder)] = trouble
         else:
             keep(run_dir, folder)
-            shutil.copy(run_dir / "best.safetensors", folder)
         shutil.rmtree(run_dir)
         return not trouble
 

@@ -12,13 +12,14 @@ import time
 
 from common.errors import INTERRUPTED, USER_ERRORS
 
-STARTED = time.monotonic()  # wall_seconds counts from here, in every process of this machine
+STARTED = time.monotonic()  # wall_seconds counts from here; the learner process is told
 STOPS = (signal.SIGINT, signal.SIGTERM)
 NOT_BEGUN = "Interrupted before anything had begun."
 
 
 def leave(*_: object) -> None:
-    """At once, and without an exception: importing C libraries swallow those, or crash."""
+    """At once, and without an exception: one that is raised while a C extension is imported may be
+    swallowed, or crash it."""
     os.write(2, f"{NOT_BEGUN}\n".encode())
     os._exit(INTERRUPTED)
 
@@ -27,37 +28,37 @@ if __name__ == "__main__":  # until main() knows better
     for stop_signal in STOPS:
         signal.signal(stop_signal, leave)
 
-import argparse  # noqa: E402
-import contextlib  # noqa: E402
-import dataclasses  # noqa: E402
-import shlex  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from functools import partial  # noqa: E402
-from pathlib import Path  # noqa: E402
+import argparse
+import contextlib
+import dataclasses
+import shlex
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
-from common import command_line  # noqa: E402
-from common.address import remove_socket  # noqa: E402
-from common.config import VERSION, Config  # noqa: E402
-from common.console import let_go, say  # noqa: E402
-from common.errors import ConfigError, NoCheckpoint, UserError  # noqa: E402
-from common.lifeline import (  # noqa: E402
+from common import command_line
+from common.address import remove_socket
+from common.config import VERSION, Config
+from common.console import let_go, say
+from common.errors import ConfigError, NoCheckpoint, UserError
+from common.lifeline import (
     Heartbeats,
     StopSignal,
     die_with_parent,
     interrupt,
     stop_signals,
 )
-from common.machine import cores  # noqa: E402
-from common.presets import did_you_mean  # noqa: E402
-from common.run_folder import (  # noqa: E402
+from common.machine import cores
+from common.presets import did_you_mean
+from common.run_folder import (
     has_checkpoint,
     locked,
     make_run_dir,
     require_unused,
-    settings_on_trial,
+    tentative_config,
 )
-from common.schedules import epsilon_of  # noqa: E402
-from common.supervisor import ChildSpec, Supervisor  # noqa: E402
+from common.schedules import epsilon_of
+from common.supervisor import ChildSpec, Supervisor
 
 VERBS = ("train", "eval", "bench", "keys")
 INTERNAL_VERBS = ("learner", "actor")  # the child processes of `train`
@@ -83,8 +84,9 @@ def main(argv: list[str] | None = None) -> int:
         if verb not in VERBS + INTERNAL_VERBS:
             known = ", ".join(VERBS)
             raise ConfigError(f"Unknown verb {verb!r}{did_you_mean(verb, VERBS)}; known: {known}.")
-        verbs = {"train": train, "eval": evaluate, "bench": bench, "keys": keys}
-        return {**verbs, "learner": learner, "actor": actor}[verb](words)
+        commands = {"train": train, "eval": evaluate, "bench": bench, "keys": keys}
+        commands |= {"learner": learner, "actor": actor}
+        return commands[verb](words)
     except UserError as error:
         say(f"volley: {error}", error=True)
         return error.exit_code
@@ -114,7 +116,7 @@ def train(words: list[str]) -> int:
 
     for one in stop_signals():  # there are files to put back; the supervisor takes over later
         signal.signal(one, interrupt)
-    with games_stay():
+    with no_system_exit():
         game = make_game(order.config.env)
     config = dataclasses.replace(
         order.config, n_actions=game.n_actions, frames_per_env_step=game.frames_per_env_step
@@ -128,40 +130,33 @@ def train(words: list[str]) -> int:
             raise NoCheckpoint(f"{run_dir} holds no checkpoint to resume from.")
         say(f"Volley {VERSION}: {config.env}, preset {config.preset}, run folder {run_dir}")
         run = supervise if config.actor_count else train_in_lock_step
-        with settings_on_trial(run_dir, config) as began, games_stay():
-            code = run(config, run_dir, order.resume is not None, began)
+        with tentative_config(run_dir, config) as keep_config, no_system_exit():
+            code = run(config, run_dir, order.resume is not None, keep_config)
         if code not in (0, *USER_ERRORS) or (code and has_checkpoint(run_dir)):
             say(how_to_go_on(run_dir), error=True)  # stdout may be `| tee`, dead of the same Ctrl-C
     return code
 
 
-def supervise(config: Config, run_dir: Path, resume: bool, began: Callable[[], None]) -> int:
-    """One learner and N actors, until the learner is done. began: called if it ever was at work."""
-    parent = str(os.getpid())
-    folder = str(run_dir)
-
-    def learner_spec() -> ChildSpec:
-        words = ["learner", folder, parent, str(STARTED), str(int(resume))]
-        return ChildSpec("learner", command(words), config.actor_count, learner_environment(config))
+def supervise(config: Config, run_dir: Path, resume: bool, keep_config: Callable[[], None]) -> int:
+    """One learner and N actors, until the learner is done; keep_config if it showed life."""
+    parent, folder = str(os.getpid()), str(run_dir)
+    words = ["learner", folder, parent, str(STARTED), str(int(resume))]
+    environment = learner_environment(config)
+    learner_spec = ChildSpec("learner", command(words), config.actor_count, environment)
 
     def actor_spec(actor_id: int, incarnation: int) -> ChildSpec:
         words = ["actor", folder, parent, str(actor_id), str(incarnation)]
         return ChildSpec(f"actor-{actor_id}", command(words), actor_id, {"OMP_NUM_THREADS": "1"})
 
-    logs = run_dir / "logs"
-    logs.mkdir(exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        beats = Heartbeats.create(run_dir / "heartbeats", config.actor_count + 1)
-        stack.enter_context(contextlib.closing(beats))
-        stack.callback(remove_socket, run_dir)
-        log = partial(say, error=True)
+    beats = Heartbeats.create(run_dir / "heartbeats", config.actor_count + 1)
+    with contextlib.closing(beats):
         supervisor = Supervisor(
             learner_spec,
             actor_spec,
             config.actor_count,
             beats,
-            logs=logs,
-            log=log,
+            logs=run_dir / "logs",
+            log=partial(say, error=True),
             # One for each core that the learner leaves them.
             first_actors=max(1, cores() - config.learner_threads),
         )
@@ -169,11 +164,12 @@ def supervise(config: Config, run_dir: Path, resume: bool, began: Callable[[], N
             return supervisor.run()
         finally:
             if supervisor.learner_began:
-                began()
+                keep_config()
+            remove_socket(run_dir)
 
 
 def train_in_lock_step(
-    config: Config, run_dir: Path, resume: bool, began: Callable[[], None]
+    config: Config, run_dir: Path, resume: bool, keep_config: Callable[[], None]
 ) -> int:
     """Everything in this process, one thing at a time: the asynchronous form's oracle."""
     # Before torch is imported; too late for what glibc reads, which costs nothing but time.
@@ -185,9 +181,8 @@ def train_in_lock_step(
 
     player = Player(config, seed=[config.seed, 0, 0, 0])
     check_saves(player.state_dict())  # now, not at the first save
-    learner = Learner(config, run_dir, resume, STARTED)
-    learner.attach_player(player)
-    began()
+    learner = Learner(config, run_dir, resume, STARTED, player)
+    keep_config()
     reason, saved = "", time.monotonic()
     while not reason:
         for chunk in player.step(epsilon_of(config, 0, learner.inserted)):
@@ -240,13 +235,14 @@ def actor(words: list[str]) -> int:
 
     beats = Heartbeats.open(run_dir / "heartbeats")
     slot = int(actor_id)
-    with games_stay():
+    with no_system_exit():
         return run_actor(config, run_dir, slot, int(incarnation), lambda: beats.beat(slot))
 
 
 @contextlib.contextmanager
-def games_stay() -> Iterator[None]:
-    """A game that ends its process is a bug, not an end: 0 is for who was told goodbye."""
+def no_system_exit() -> Iterator[None]:
+    """Turns a game's sys.exit() into RuntimeError: exit code 0 is kept for actors that the learner
+    has told goodbye."""
     try:
         yield
     except SystemExit as left:
@@ -292,7 +288,7 @@ def evaluate(words: list[str]) -> int:
             f"{path} wants to import a module for its game, {policy.config.env}: repeat that with "
             f"--env {policy.config.env} if you trust the file."
         )
-    with games_stay():
+    with no_system_exit():
         scores = play(policy, given.games, given.seed)
     print("scores", *(f"{score:+.0f}" for score in sorted(scores)))
     mean = sum(scores) / len(scores)

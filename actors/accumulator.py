@@ -5,14 +5,13 @@ gamma^span otherwise, so a truncated episode bootstraps from its last observatio
 needs neither n nor gamma.
 """
 
-import dataclasses
 from typing import Any
 
 import numpy as np
 
 from common.config import FRAME_SHAPE, STACK
 from common.errors import ConfigError
-from common.messages import MAX_RETURN, TRANSITION_DTYPE, Chunk, EpisodeStats, Spec
+from common.messages import MAX_RETURN, TRANSITION_DTYPE, Chunk, Spec
 
 _NO_FRAME = np.zeros(FRAME_SHAPE, np.uint8)
 
@@ -110,8 +109,3 @@ class Accumulator:
         self._frames = list(frames)
         self._actions, self._rewards = list(state["actions"]), list(state["rewards"])
         self._versions = list(state["versions"])
-
-
-def with_episode(chunk: Chunk, episode: EpisodeStats) -> Chunk:
-    """The same chunk, carrying the statistics of a game that is over."""
-    return dataclasses.replace(chunk, episode=episode)

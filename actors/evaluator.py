@@ -37,7 +37,8 @@ def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
     scores = np.zeros(games)
     alive = np.arange(games)
     idle_env_steps = rng.integers(MAX_IDLE_ENV_STEPS + 1, size=games)
-    idle_env_steps *= isinstance(running[0], AtariGame)
+    if not isinstance(running[0], AtariGame):
+        idle_env_steps[:] = 0
     for env_step in itertools.count():
         actions = epsilon_greedy(policy.network, seen.obs[alive], 0.0, rng)
         actions[env_step < idle_env_steps[alive]] = 0

@@ -147,8 +147,9 @@ class AtariGame:
         self._screen = (Screens(1) if screens is None else screens).add(env.ale)
         self._actions = env._action_set
         self.n_actions = len(self._actions)
-        self._flicker = env._frameskip == 1  # else the emulator's own skip, which sees one frame
-        self._skip = SKIP if self._flicker else int(env._frameskip)  # type: ignore[arg-type]
+        # Over the last two frames of our own skip; else the emulator skips, and shows one.
+        self._max_pools = env._frameskip == 1
+        self._skip = SKIP if self._max_pools else int(env._frameskip)  # type: ignore[arg-type]
         self.frames_per_env_step = self._skip
         self.scores: list[float] = []
         self._score = 0.0  # of the game in progress
@@ -194,10 +195,10 @@ class AtariGame:
         ale, screen = self._ale, self._screen
         code = self._actions[action]
         reward = 0
-        if not self._flicker:
+        if not self._max_pools:
             for _ in range(self._skip):
                 reward += ale.act(code)
-            screen.look_once()
+            screen.capture_as_both()
             return reward
         for frame in range(self._skip):
             reward += ale.act(code)
@@ -205,11 +206,11 @@ class AtariGame:
             if ended and 0 < frame < self._skip - 1:
                 # The frame before turns out to count. It is gone: a colour first shown in it,
                 # and in it alone, cannot be learned any more and counts as black.
-                screen.compare(1 - frame % 2)
+                screen.store(1 - frame % 2)
             if ended or frame >= self._skip - 2:
-                screen.look(frame % 2)
+                screen.capture(frame % 2)
             else:
-                screen.glance()
+                screen.fetch()
             if ended:
                 break
         return reward
@@ -225,12 +226,12 @@ class AtariGame:
             self._score = 0.0
             if self._noop_max:
                 self._noops()
-            self._screen.look_once()
+            self._screen.capture_as_both()
         self._game_over = False
         self._lives = self._ale.lives()
 
     def _noops(self) -> None:
-        skip = 1 if self._flicker else self._skip
+        skip = 1 if self._max_pools else self._skip
         for _ in range(self._env.np_random.integers(1, self._noop_max + 1)):
             for _ in range(skip):
                 self._score += self._ale.act(self._actions[0])

@@ -8,8 +8,8 @@ from common.config import FRAME_SHAPE, STACK
 class Observations:
     """Of k games. obs: [k, STACK, 84, 84] u8, newest frame last, zeros before an episode's first.
 
-    In memory the channels come last, as convolutions like it best: rearranging four planes for a
-    forward pass takes longer than all else that is done to a frame here.
+    In memory the channels come last, the layout that convolutions read fastest: rearranging four
+    planes for a forward pass takes longer than all else that is done to a frame here.
     """
 
     def __init__(self, games: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.accumulator import Accumulator, with_episode
+from actors.accumulator import Accumulator
 from actors.game import Game, Step, frames_of, game_for, game_seed
 from actors.observations import Observations
 from actors.policy import epsilon_greedy
@@ -32,7 +32,7 @@ class Player:
         policy_seed, *spawned = np.random.SeedSequence(seed).spawn(1 + config.envs_per_actor)
         self.rng = np.random.default_rng(policy_seed)
         self._game_seeds = [game_seed(one) for one in spawned]
-        self.network = network_for(config).for_playing()
+        self.network = network_for(config).for_inference()
         self.weights_version = -1
         self.timings = Timings()
         self.games: list[Game] = []
@@ -72,7 +72,8 @@ class Player:
     def _enter(
         self, i: int, action: int, step: Step, frame: np.ndarray, epsilon: float
     ) -> list[Chunk]:
-        """What a game's step gave goes where it belongs. Returns the chunks that it completes."""
+        """Enters one step into the n-step buffer, the frame stack and the scores. -> chunks that it
+        completes."""
         self.lengths[i] += 1
         reward = float(np.sign(step.reward)) if self.config.clip_rewards else step.reward
         chunks = self.accumulators[i].append(
@@ -83,6 +84,7 @@ class Player:
         else:
             self._observations.push(i, frame)
         for score in self.games[i].scores:
+            # At least 1: a game may end within reset(), while it is begun.
             length, self.lengths[i] = max(1, self.lengths[i]), 0
             self._over.append(EpisodeStats(score, length, epsilon, self.weights_version))
         self.games[i].scores.clear()
@@ -90,7 +92,9 @@ class Player:
 
     def _reporting(self, chunk: Chunk) -> Chunk:
         """The chunk with the statistics of a finished game that still has to be reported."""
-        return with_episode(chunk, self._over.popleft()) if self._over else chunk
+        if not self._over:
+            return chunk
+        return dataclasses.replace(chunk, episode=self._over.popleft())
 
     def _join(self) -> None:
         """One more game begins."""

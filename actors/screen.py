@@ -126,16 +126,16 @@ class Screen:
         screens.learn(ale)
         self._show(self._words)
 
-    def glance(self) -> None:
+    def fetch(self) -> None:
         """Takes the emulator's screen in case the game ends on the next one."""
         self._ale.getScreen(self._now)
 
-    def look(self, slot: int) -> None:
+    def capture(self, slot: int) -> None:
         """Takes the emulator's screen for one of the two; both slots count the same."""
         self._ale.getScreen(self._now)
-        self.compare(slot)
+        self.store(slot)
 
-    def compare(self, slot: int) -> None:
+    def store(self, slot: int) -> None:
         """Makes the screen last taken one of the two."""
         old = self._all.pair[slot, self._index]
         changed = (self._words != old).nonzero()[0]
@@ -145,10 +145,10 @@ class Screen:
         old[changed] = new
         self._all.changed.append(changed + self._first_word)
 
-    def look_once(self) -> None:
+    def capture_as_both(self) -> None:
         """Takes the emulator's screen for both: there is no second one to take a maximum with."""
-        self.look(0)
-        self.look(1)
+        self.capture(0)
+        self.capture(1)
 
     def frame(self) -> np.ndarray:
         """-> [84, 84] u8, fresh."""

@@ -94,7 +94,7 @@ def raw(actions: "itertools.cycle[int]") -> Step:
 def inference_sides(games: int) -> dict[str, Side]:
     """Greedy actions for a batch of `games` observations, in env steps."""
     torch.set_num_threads(1)
-    network, rng = network_for(greedy(games)).for_playing(), np.random.default_rng(0)
+    network, rng = network_for(greedy(games)).for_inference(), np.random.default_rng(0)
     obs = Observations(games).obs
     obs[:] = rng.integers(256, size=obs.shape, dtype=np.uint8)
 

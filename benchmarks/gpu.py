@@ -28,7 +28,7 @@ from benchmarks.worker import Worker, versus
 from common.config import FRAME_SHAPE, STACK, Config
 from common.machine import cores
 from launch import learner_environment
-from learner.captured import Launch, captured
+from learner.captured import Launch, as_cuda_graph
 from learner.replay import TransitionBatch
 
 Case = tuple[int, str]  # batch, network
@@ -77,7 +77,7 @@ def bare_sides(cases: list[Case], device: str = "cuda") -> dict[str, Side]:
             steps: dict[str, Launch] = {"eager": bare(config, batch, channels_last, False)}
             if device == "cuda":
                 try:
-                    steps["graph"] = captured(bare(config, batch, channels_last, False))
+                    steps["graph"] = as_cuda_graph(bare(config, batch, channels_last, False))
                 except RuntimeError:  # the others can be measured all the same
                     traceback.print_exc()
             for form, step in steps.items():

@@ -101,7 +101,7 @@ def bare(config: Config, batch: TransitionBatch, channels_last: bool, compiled: 
         network_for(config, device.type).to(device=device, memory_format=layout)  # type: ignore[call-overload]
         for _ in range(2)
     )
-    target.for_playing().requires_grad_(False)
+    target.for_inference().requires_grad_(False)
     obs, next_obs = (x.to(memory_format=layout, copy=True) for x in (batch.obs, batch.next_obs))
     batch = TransitionBatch(
         obs, batch.action, batch.n_step_return, batch.discount, next_obs, batch.weight

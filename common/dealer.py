@@ -34,7 +34,7 @@ class LearnerGone(Exception):
 
 
 class ActorEndpoint:
-    """The DEALER of one actor, used from its acting loop; no thread of its own.
+    """The blocking calls of an actor's loop; no thread of its own.
 
     on_wait: called at least once a second while waiting, so that the caller can show life.
     """
@@ -76,9 +76,10 @@ class ActorEndpoint:
                 raise LearnerGone(f"no answer from {self.address} in {timeout_seconds:g} s")
 
     def send(self, chunk: Chunk) -> None:
-        """Take responsibility for a chunk; returns once it is under way or allowed to wait.
+        """Queue one chunk; it is sent again until it is acknowledged.
 
-        Blocks while the window is full or the learner withholds credit.
+        Blocks while there is no credit for it, or more than window_chunks are unacknowledged.
+        Raises Refused or LearnerGone.
         """
         self._seq += 1
         message = messages.encode_chunk(self.session, self._seq, chunk)
@@ -89,7 +90,10 @@ class ActorEndpoint:
             self._on_wait()
 
     def poll(self) -> Weights | None:
-        """Hear what came in. Returns newer weights when there are any, each version once."""
+        """Hear what came in. -> newer weights when there are any, each version once.
+
+        Raises Refused or LearnerGone.
+        """
         self._receive(0)
         fresh, self._fresh = self._fresh, None
         return fresh
@@ -126,7 +130,7 @@ class ActorEndpoint:
         self._watch = HandshakeWatch(self._dealer, keys=self._keys is not None)
         self._dealer.connect(self.address)
         self._connected_at = time.monotonic()
-        self._hello()
+        self._send_hello()
 
     def _reconnect(self) -> None:
         """A link that went dead without a word (a black hole, a moved learner): start it anew."""
@@ -135,7 +139,7 @@ class ActorEndpoint:
         self._welcomed = False
         self._connect()
 
-    def _hello(self) -> None:
+    def _send_hello(self) -> None:
         config = self.config
         hello = Hello(self.actor_id, config.agreement_hash(), config.agreement())
         self._transmit(messages.encode_hello(self.session, hello))
@@ -150,7 +154,7 @@ class ActorEndpoint:
                 self._handle(messages.decode_header(frame), frame)
             except OtherProtocol as error:
                 why = f"{error}: install the same version of Volley on both"
-                raise self._refused(why, MISMATCH) from None
+                raise self._refusal(why, MISMATCH) from None
             except BadMessage:
                 continue  # not from our learner, or damaged; what matters is repeated
         self._keep_house()
@@ -162,8 +166,8 @@ class ActorEndpoint:
         if header.type in (Type.ACK, Type.WELCOME):
             ack = messages.decode_ack(frame)
             if header.type == Type.WELCOME:
-                self._welcome(ack)
-            self._acknowledged(ack)
+                self._on_welcome(ack)
+            self._on_ack(ack)
         elif header.type == Type.WEIGHTS:
             try:
                 weights = messages.decode_weights(frame, self._weights_size)
@@ -174,22 +178,22 @@ class ActorEndpoint:
                 self._have_version, self._fresh = weights.version, weights
         elif header.type == Type.REJECT:
             reject = messages.decode_reject(frame)
-            raise self._refused(reject.reason, reject.exit_code)
+            raise self._refusal(reject.reason, reject.exit_code)
         elif header.type == Type.BYE:
             self.said_goodbye = True
             raise LearnerGone("the learner has finished")
 
-    def _refused(self, reason: str, exit_code: int) -> Refused:
+    def _refusal(self, reason: str, exit_code: int) -> Refused:
         return Refused(f"the learner refused actor {self.actor_id}: {reason}.", exit_code)
 
-    def _welcome(self, ack: Ack) -> None:
+    def _on_welcome(self, ack: Ack) -> None:
         oldest = self._window[0][0] if self._window else self._seq + 1
         if ack.acked_seq < oldest - 1:
             raise LearnerGone("the learner was restarted and no longer knows this session")
         self._welcomed = self._ever_welcomed = True
         self._sent_seq = ack.acked_seq
 
-    def _acknowledged(self, ack: Ack) -> None:
+    def _on_ack(self, ack: Ack) -> None:
         while self._window and self._window[0][0] <= ack.acked_seq:
             self._window.popleft()
             self._last_progress, self._resend_seconds = time.monotonic(), 1.0
@@ -205,14 +209,14 @@ class ActorEndpoint:
         self._looked = now
         silent = now - self._last_heard
         if not self._welcomed and (why := self._watch.refusal(certain=self._ever_welcomed)):
-            raise self._refused(why, AUTHENTICATION)
+            raise self._refusal(why, AUTHENTICATION)
         if silent > self._silent_seconds and self._ever_welcomed:
             raise LearnerGone(f"nothing heard of the learner for {self._silent_seconds:g} s")
         if silent > self._reconnect_seconds < now - self._connected_at:
             self._reconnect()
         if not self._welcomed:
             if now - self._last_asked > 1.0:
-                self._hello()
+                self._send_hello()
             return
         if now - max(self._last_heard, self._last_asked) > 1.0:
             self._last_asked = now

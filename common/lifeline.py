@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
-# Who looks around every second and has not for so long was stopped, and the others perhaps too:
-# their silence is not their fault.
+# A loop that turns every second and paused for so long was itself suspended, perhaps with its
+# peers: it must not take their silence for death.
 AWAY_SECONDS = 5.0
 ECHO_SECONDS = 0.1  # `timeout` signals the process, then its group: that is one request, not two
 

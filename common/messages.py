@@ -31,6 +31,9 @@ _META = _HEADER.size + _CHECKSUM.size  # where the meta begins
 TRANSITION_DTYPE = np.dtype(
     [("action", "u1"), ("span", "u1"), ("n_step_return", "<f4"), ("discount", "<f4")]
 )
+"""One transition. span: env steps from obs to next_obs, n_step, or fewer at an episode's end;
+n_step_return: sum of gamma^k r_k over k < span, without the bootstrap; discount: what the bootstrap
+is multiplied by, gamma^span, or 0 where the episode terminated within the span."""
 
 
 class BadMessage(ValueError):
@@ -131,9 +134,11 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """The learner's answer to everything; also the WELCOME.
+    """The answer to CHUNK and PING, sent too when there is new credit or newer weights; as WELCOME
+    the answer to HELLO.
 
-    Chunks up to `acked_seq` are the learner's; chunks up to `granted_seq` may be sent.
+    Chunks up to `acked_seq` are the learner's; chunks up to `granted_seq` may be sent. env_steps:
+    of the whole run, by which the actor's epsilon falls.
     """
 
     acked_seq: int

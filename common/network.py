@@ -102,7 +102,7 @@ class DQN(nn.Module):
         values: Tensor = layers[-1](hidden.float())
         return values
 
-    def for_playing(self) -> Self:
+    def for_inference(self) -> Self:
         """The same, never to be trained: the hidden layers' weights, nearly all there are, are
         rounded when they are loaded instead of in every forward pass."""
         if self.in_bfloat16:

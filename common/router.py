@@ -1,7 +1,7 @@
 """The learner's side of the transport: one ROUTER, owned by a thread that never stops polling.
 
-Nothing sent is lost, nothing arrives twice: chunks are numbered per session, kept by the actor
-until acknowledged, taken here only in order. Credit is explicit: an actor sends chunk s only when
+Every chunk is taken exactly once and in order: numbered per session, sent again by the actor until
+acknowledged, dropped here when it comes again. Credit is explicit: an actor sends chunk s only when
 it was granted. ZeroMQ lives here, in `common/dealer.py` and in `common/keys.py` only.
 """
 
@@ -52,10 +52,7 @@ class TransportStats:
 
 
 class LearnerEndpoint:
-    """The ROUTER and the I/O thread that owns it and never stops polling.
-
-    The training thread talks to it through `drain`, `publish`, `set_insert_limit` and `wait`.
-    """
+    """What the training thread holds: `drain`, `publish`, `set_insert_limit`, `wait`."""
 
     def __init__(
         self,
@@ -74,12 +71,12 @@ class LearnerEndpoint:
         self._arrived = threading.Event()
         self._taken = 0  # transitions received since the start of the run
         self._insert_limit = 0.0
-        self._demand_at = 0, self._sessions.demand  # transitions taken by then, and the demand
+        self._after_grant = 0, self._sessions.demand  # transitions taken, and the demand, by then
         self._env_steps = 0
         self._weights: Weights | None = None
         self._encoded_weights: tuple[int, bytes] = (-1, b"")
         self._announced_version = -1
-        self._owed: set[int] = set()  # sessions whose last ACK found their queue full
+        self._unsent_acks: set[int] = set()  # to sessions whose queue was full
         self._stopping, self._reason = False, ""
         self._failure: BaseException | None = None
         self._context = zmq.Context()
@@ -144,8 +141,8 @@ class LearnerEndpoint:
         """
         self._env_steps = env_steps
         self._insert_limit = transitions
-        taken, demand = self._demand_at
-        if demand.starving and demand.met_by(self._insert_limit - taken):
+        taken, demand = self._after_grant
+        if demand.without_credit and demand.met_by(self._insert_limit - taken):
             self._wake()
 
     @property
@@ -193,7 +190,7 @@ class LearnerEndpoint:
             poller.register(self._wake_reader.fileno(), zmq.POLLIN)
             looked = searched = time.monotonic()
             while not self._stopping:
-                ready = dict(poller.poll(_RETRY_MILLISECONDS if self._owed else 1000))
+                ready = dict(poller.poll(_RETRY_MILLISECONDS if self._unsent_acks else 1000))
                 before, looked = looked, time.monotonic()
                 if looked - before > AWAY_SECONDS:
                     self._sessions.excuse(looked - before)
@@ -205,7 +202,7 @@ class LearnerEndpoint:
                     searched = looked
                     self._sessions.fence_silent(time.monotonic() - self._silent_seconds)
                 self._grant()
-                self._ack_owed()
+                self._retry_acks()
             for session in self._sessions:
                 bye = messages.encode(Header(Type.BYE, session.id), self._reason)
                 self._send(session.route, bye)
@@ -221,39 +218,39 @@ class LearnerEndpoint:
             except zmq.Again:
                 return True
             if len(parts) != 2:
-                self._refuse(f"a message of {len(parts) - 1} frames, expected 1")
+                self._count_refused(f"a message of {len(parts) - 1} frames, expected 1")
                 continue
             route = parts[0].bytes
             try:
                 self._handle(route, parts[1].buffer, _user_id(parts[1]))
             except OtherProtocol as error:
-                self._refuse(str(error))
+                self._count_refused(str(error))
                 reject = Reject(f"{error}: install the same version of Volley on both", MISMATCH)
                 self._send(route, messages.encode_reject(error.session, reject, error.version))
             except BadMessage as error:
-                self._refuse(str(error))
+                self._count_refused(str(error))
             except Exception as error:  # whatever one actor sends, the others are served
-                self._refuse(f"a message that could not be handled ({type(error).__name__})")
+                self._count_refused(f"a message that could not be handled ({type(error).__name__})")
         return False
 
     def _handle(self, route: bytes, frame: memoryview, user: str) -> None:
         header = messages.decode_header(frame)
         if header.type == Type.HELLO:
-            self._hello(route, header.session, messages.decode_hello(frame), user)
+            self._on_hello(route, header.session, messages.decode_hello(frame), user)
             return
         session = self._sessions.get(header.session)
         if session is None or session.user != user:
-            self._refuse("a message of an unknown or replaced session")
+            self._count_refused("a message of an unknown or replaced session")
             if self._sessions.was_fenced(header.session):
-                self._reject(route, header.session, _REPLACED, 1)
+                self._send_reject(route, header.session, _REPLACED, 1)
             return
         session.route, session.last_heard = route, time.monotonic()
         if header.type == Type.CHUNK:
-            self._chunk(session, header, frame)
+            self._on_chunk(session, header, frame)
         elif header.type == Type.GET_WEIGHTS:
             self._send_weights(route)
         elif header.type == Type.PING:
-            self._ack(session)
+            self._send_ack(session)
         elif header.type == Type.REPORT:
             session.report = messages.decode_report(frame)
         else:
@@ -264,7 +261,7 @@ class LearnerEndpoint:
         if self._weights and self._weights.version > self._announced_version:
             self._announced_version = self._weights.version
             for session in self._sessions:
-                self._ack(session)
+                self._send_ack(session)
 
     def _send_weights(self, route: bytes) -> None:
         """Encoded once per version, and only if somebody asks for it."""
@@ -275,37 +272,39 @@ class LearnerEndpoint:
             self._encoded_weights = (weights.version, messages.encode_weights(weights))
         self._send(route, self._encoded_weights[1])
 
-    def _hello(self, route: bytes, session_id: int, hello: Hello, user: str) -> None:
+    def _on_hello(self, route: bytes, session_id: int, hello: Hello, user: str) -> None:
         if hello.agreement_hash != self.config.agreement_hash():
             theirs = hello.agreement
             differ = [k for k, v in self.config.agreement().items() if theirs.get(k) != v]
             name = differ[0] if differ else "agreement"
             ours = self.config.agreement().get(name)
             reason = f"{name} is {theirs.get(name)!r} at the actor, {ours!r} at the learner"
-            self._refuse(reason)
-            self._reject(route, session_id, reason, MISMATCH)
+            self._count_refused(reason)
+            self._send_reject(route, session_id, reason, MISMATCH)
             return
         session = self._sessions.get(session_id)
         if session is None:
             if self._sessions.was_fenced(session_id):
-                self._reject(route, session_id, _REPLACED, 1)
+                self._send_reject(route, session_id, _REPLACED, 1)
                 return
             session = self._sessions.open(session_id, hello.actor_id, route, user)
         elif session.user != user:
-            self._refuse("a session is bound to its key")
+            self._count_refused("a session is bound to its key")
             return
         session.route, session.last_heard = route, time.monotonic()
         self._grant()
-        self._ack(session, Type.WELCOME)
+        self._send_ack(session, Type.WELCOME)
 
-    def _chunk(self, session: Session, header: Header, frame: memoryview) -> None:
+    def _on_chunk(self, session: Session, header: Header, frame: memoryview) -> None:
         if header.seq <= session.acked_seq:
             self.stats.duplicates += 1
         elif header.seq == session.acked_seq + 1 and header.seq <= session.granted_seq:
             try:
                 chunk = messages.decode_chunk(frame, self.spec)
             except BadMessage as error:  # its sender would only send it again
-                self._reject(session.route, session.id, f"a chunk was refused: {error}", MISMATCH)
+                self._send_reject(
+                    session.route, session.id, f"a chunk was refused: {error}", MISMATCH
+                )
                 self._sessions.fence(session)
                 raise
             self._sessions.took(session)
@@ -317,34 +316,39 @@ class LearnerEndpoint:
             self._arrived.set()
             self._grant()
         # Out of order: something before it was lost; the ACK tells the actor where to go on.
-        self._ack(session)
+        self._send_ack(session)
 
     def _grant(self) -> None:
+        """Grants what the insert limit allows, and again if it has moved meanwhile.
+
+        `set_insert_limit` goes by the demand that this last left: a rise that saw an older one did
+        not wake this thread.
+        """
         limit = math.nan
-        while limit != self._insert_limit:  # moved meanwhile: by who saw an older demand
+        while limit != self._insert_limit:
             limit = self._insert_limit
             for session in self._sessions.grant(limit - self._taken):
-                self._ack(session)  # it may be blocked: tell it now
-            self._demand_at = self._taken, self._sessions.demand
+                self._send_ack(session)  # it may be blocked: tell it now
+            self._after_grant = self._taken, self._sessions.demand
 
-    def _ack(self, session: Session, kind: Type = Type.ACK) -> None:
+    def _send_ack(self, session: Session, kind: Type = Type.ACK) -> None:
         version = self._weights.version if self._weights else -1
         ack = Ack(session.acked_seq, session.granted_seq, version, self._env_steps)
         if not self._send(session.route, messages.encode_ack(kind, session.id, ack)):
-            self._owed.add(session.id)
+            self._unsent_acks.add(session.id)
 
-    def _ack_owed(self) -> None:
+    def _retry_acks(self) -> None:
         """An actor that was away a moment finds its queue full of old ACKs, and would not hear of
         its newest credit before it asks: it is told as soon as there is room."""
-        owed, self._owed = self._owed, set()
-        for session_id in owed:
+        unsent, self._unsent_acks = self._unsent_acks, set()
+        for session_id in unsent:
             if session := self._sessions.get(session_id):
-                self._ack(session)
+                self._send_ack(session)
 
-    def _reject(self, route: bytes, session_id: int, reason: str, exit_code: int) -> None:
+    def _send_reject(self, route: bytes, session_id: int, reason: str, exit_code: int) -> None:
         self._send(route, messages.encode_reject(session_id, Reject(reason, exit_code)))
 
-    def _refuse(self, reason: str) -> None:
+    def _count_refused(self, reason: str) -> None:
         self.stats.refused += 1
         self.stats.last_refusal = reason
 

@@ -37,7 +37,7 @@ def make_run_dir(config: Config) -> Path:
 def locked(run_dir: Path, *, resume: bool) -> Iterator[None]:
     """Keep every other run out of the folder. Raises ConfigError when one is in it.
 
-    resume: of this folder; no other one would do.
+    resume: the folder is given, so that no message suggests another.
     """
     try:
         file = (run_dir / "lock").open("w")
@@ -79,9 +79,9 @@ def require_unused(run_dir: Path) -> None:
 
 
 @contextlib.contextmanager
-def settings_on_trial(run_dir: Path, config: Config) -> Iterator[Callable[[], None]]:
-    """config.json while a run begins. Unless the function that this yields is called, it ends as
-    it was: a run that never began leaves no flags behind. Raises ConfigError when it cannot be
+def tentative_config(run_dir: Path, config: Config) -> Iterator[Callable[[], None]]:
+    """Writes config.json, and puts back what was there unless the function that this yields is
+    called: a run that never began leaves no flags behind. Raises ConfigError when it cannot be
     written."""
     path, kept = run_dir / "config.json", False
     before = path.read_bytes() if path.exists() else None

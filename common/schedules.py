@@ -4,7 +4,7 @@ from common.config import Config
 
 
 def epsilon_of(config: Config, actor_id: int, env_steps: int) -> float:
-    """One actor's, when the whole run has taken `env_steps`."""
+    """Epsilon of one actor when all actors together have taken `env_steps`."""
     if config.epsilon_ladder:
         return ladder_epsilon(actor_id, max(config.actor_count, 1))
     return linear_epsilon(

@@ -25,7 +25,7 @@ class Session:
     report: dict[str, float] = field(default_factory=dict)  # where the actor's time goes, in shares
 
     @property
-    def owed(self) -> int:
+    def credit(self) -> int:
         """Chunks granted and not yet taken."""
         return self.granted_seq - self.acked_seq
 
@@ -35,15 +35,15 @@ class Demand:
     """What could be granted, at one moment: for other threads to look at."""
 
     chunk_transitions: int
-    owed_chunks: int
-    hungry: bool  # somebody's window has room for a chunk more
-    starving: bool  # somebody has no credit at all
+    granted_chunks: int  # and not yet taken, of all sessions
+    wants_credit: bool  # some window has room for one more chunk
+    without_credit: bool  # some actor is blocked
 
     def met_by(self, transitions: float) -> bool:
         """Would `Sessions.grant` of so many give any credit?"""
-        room = transitions - self.chunk_transitions * self.owed_chunks
+        room = transitions - self.chunk_transitions * self.granted_chunks
         whole = room >= self.chunk_transitions
-        return self.hungry and (whole or (room > 0 and not self.owed_chunks))
+        return self.wants_credit and (whole or (room > 0 and not self.granted_chunks))
 
 
 class Sessions:
@@ -54,11 +54,12 @@ class Sessions:
         self._chunk_transitions = chunk_transitions
         self._live: dict[int, Session] = {}
         self._of_actor: dict[int, Session] = {}
-        # By the chunks they are owed, the longest so first: whose turn it is costs no search.
-        self._owed: list[collections.OrderedDict[int, Session]] = [
+        # By their credit in chunks, within it the longest waiting first: the next one to serve is
+        # found without a search.
+        self._by_credit: list[collections.OrderedDict[int, Session]] = [
             collections.OrderedDict() for _ in range(window_chunks + 1)
         ]
-        self._owed_chunks = 0
+        self._granted_chunks = 0
         self._fenced: collections.deque[int] = collections.deque(maxlen=4096)
         self._seen_actors: set[int] = set()
         self.demand = self._look()  # as the last `grant` left it
@@ -83,21 +84,21 @@ class Sessions:
         self._seen_actors.add(actor_id)
         session = Session(session_id, actor_id, route, user)
         self._live[session_id] = self._of_actor[actor_id] = session
-        self._owed[0][session_id] = session
+        self._by_credit[0][session_id] = session
         return session
 
     def took(self, session: Session) -> None:
         """The next of its granted chunks has arrived."""
-        del self._owed[session.owed][session.id]
+        del self._by_credit[session.credit][session.id]
         session.acked_seq += 1
-        self._owed[session.owed][session.id] = session
-        self._owed_chunks -= 1
+        self._by_credit[session.credit][session.id] = session
+        self._granted_chunks -= 1
 
     def fence(self, session: Session) -> None:
         """It ends: its unused credit returns, its late chunks are refused."""
         del self._live[session.id], self._of_actor[session.actor_id]
-        del self._owed[session.owed][session.id]
-        self._owed_chunks -= session.owed
+        del self._by_credit[session.credit][session.id]
+        self._granted_chunks -= session.credit
         self._fenced.append(session.id)
 
     def fence_silent(self, since: float) -> None:
@@ -120,16 +121,16 @@ class Sessions:
         """
         woken: list[Session] = []
         while (demand := self._look()).met_by(transitions):
-            neediest = next(owed for owed in self._owed if owed)
+            neediest = next(sessions for sessions in self._by_credit if sessions)
             _, session = neediest.popitem(last=False)
-            if not session.owed:
+            if not session.credit:
                 woken.append(session)
             session.granted_seq += 1
-            self._owed[session.owed][session.id] = session
-            self._owed_chunks += 1
+            self._by_credit[session.credit][session.id] = session
+            self._granted_chunks += 1
         self.demand = demand
         return woken
 
     def _look(self) -> Demand:
-        starving, hungry = bool(self._owed[0]), any(self._owed[:-1])
-        return Demand(self._chunk_transitions, self._owed_chunks, hungry, starving)
+        wants_credit, without_credit = any(self._by_credit[:-1]), bool(self._by_credit[0])
+        return Demand(self._chunk_transitions, self._granted_chunks, wants_credit, without_credit)

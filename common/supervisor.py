@@ -92,7 +92,7 @@ class _Child:
 class Supervisor:
     """One learner, N actors, no orphan: run() returns the exit code of the whole program."""
 
-    learner: Callable[[], ChildSpec]
+    learner: ChildSpec
     actor: Callable[[int, int], ChildSpec]  # (actor_id, incarnation)
     actors: int
     heartbeats: Heartbeats
@@ -110,7 +110,7 @@ class Supervisor:
     restarts: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._learner = _Child(lambda incarnation: self.learner())
+        self._learner = _Child(lambda incarnation: self.learner)
         self._actors = [_Child(partial(self.actor, i)) for i in range(self.actors)]
         for actor in self._actors[self.first_actors :]:
             actor.start_at = math.inf

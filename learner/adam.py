@@ -39,12 +39,13 @@ class Adam:
         gradient_scale: float | Tensor = 1.0,
         *,
         learning_rate: Tensor | None = None,
-        left_out: Tensor | None = None,
+        skip: Tensor | None = None,
     ) -> None:
         """gradient_scale: what every gradient is divided by first, to clip it.
 
         Where the host does not look before the step, all are tensors of the device, [] f32:
-        learning_rate in place of the attribute, and left_out, 1 where nothing shall move.
+        learning_rate in place of the attribute, and skip, where 1 leaves parameters and moments
+        alone (the count of steps still goes up).
         """
         scale = gradient_scale if isinstance(gradient_scale, Tensor) else None
         if scale is None and gradient_scale != 1.0:
@@ -65,7 +66,7 @@ class Adam:
             amsgrad=False,
             maximize=False,
             grad_scale=scale,
-            found_inf=left_out,
+            found_inf=skip,
         )
 
     def state_dict(self) -> dict[str, Tensor]:

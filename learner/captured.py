@@ -20,9 +20,10 @@ Launch = Callable[[], object]
 class CapturedStep:
     """step(batch, learning_rate) -> Tensor, on batches of one size.
 
-    The graph works on the tensors that it was captured with, so what the step reads and moves must
-    stay where it is: whoever loads weights copies them into place. moved: all that the step moves,
-    which is as before when this returns or raises RuntimeError, because the device cannot do it.
+    The graph works on the tensors that it was captured with: whoever loads weights must copy them
+    into place. mutated: every tensor that the step changes; capturing runs the step, and their
+    values are restored before this returns or raises. Raises RuntimeError when the device cannot
+    capture.
 
     capture: makes of a function that works on the device one that launches it.
     """
@@ -30,7 +31,7 @@ class CapturedStep:
     def __init__(
         self,
         step: Callable[[TransitionBatch, Tensor], Tensor],
-        moved: Sequence[Tensor],
+        mutated: Sequence[Tensor],
         batch_size: int,
         device: torch.device,
         capture: Callable[[Launch], Launch] | None = None,
@@ -38,13 +39,13 @@ class CapturedStep:
         self._step = step
         self._batch = blank_batch(batch_size, device)
         self._learning_rate = torch.zeros((), device=device)
-        before = [tensor.clone() for tensor in moved]
+        before = [tensor.clone() for tensor in mutated]
         try:
-            self._launch = (capture or captured)(self._run)
+            self._launch = (capture or as_cuda_graph)(self._run)
             self._launch()
         finally:
             with torch.no_grad():
-                for tensor, value in zip(moved, before, strict=True):
+                for tensor, value in zip(mutated, before, strict=True):
                     tensor.copy_(value)
 
     def __call__(self, batch: TransitionBatch, learning_rate: float) -> Tensor:
@@ -53,14 +54,14 @@ class CapturedStep:
             getattr(self._batch, name).copy_(getattr(batch, name), non_blocking=True)
         self._learning_rate.fill_(learning_rate)
         self._launch()
-        return self._told.cpu()
+        return self._output.cpu()
 
     def _run(self) -> None:
-        self._told = self._step(self._batch, self._learning_rate)
+        self._output = self._step(self._batch, self._learning_rate)
 
 
 def blank_batch(size: int, device: torch.device) -> TransitionBatch:
-    """Black pictures, and a return to learn from."""
+    """All-zero observations, and returns of 1, so that the warm-up has a gradient."""
     pixels = torch.zeros(2, size, *FRAME_SHAPE, STACK, dtype=torch.uint8, device=device)
     obs, next_obs = pixels.permute(0, 1, 4, 2, 3)  # channels last, as the replay draws them
     ones = (torch.ones(size, device=device) for _ in range(3))
@@ -74,7 +75,7 @@ def blank_batch(size: int, device: torch.device) -> TransitionBatch:
     )
 
 
-def captured(function: Launch) -> Launch:
+def as_cuda_graph(function: Launch) -> Launch:
     """As PyTorch's documentation says ("CUDA semantics", CUDA graphs, whole-network capture)."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())

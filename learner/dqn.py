@@ -50,7 +50,7 @@ class UpdateStats:
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Those whose name starts so, under the rest of their name."""
+    """Those whose names start with prefix, which is removed."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
@@ -62,7 +62,7 @@ class Trainer:
         self.online, self.target = (network_for(config, device.type) for _ in range(2))
         for network in (self.online, self.target):
             network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.target.for_playing().requires_grad_(False)
+        self.target.for_inference().requires_grad_(False)
         self.adam = Adam(self.online.parameters(), config.learning_rate, config.adam_epsilon)
         # What is played: the online network, or a smoothed copy of it.
         self.policy = self.online
@@ -110,7 +110,7 @@ class Trainer:
         self.adam.step(
             (norm / self._norm_limit).clamp(min=1.0),
             learning_rate=learning_rate,
-            left_out=(~torch.isfinite(loss + norm)).float(),
+            skip=(~torch.isfinite(loss + norm)).float(),
         )
         return torch.cat([figures, td_error])
 
@@ -118,9 +118,9 @@ class Trainer:
         """The step as one launch, on a GPU that can."""
         if self.device.type != "cuda":
             return None
-        moved = [*self.online.parameters(), *self.adam.state_dict().values()]
+        mutated = [*self.online.parameters(), *self.adam.state_dict().values()]
         try:
-            return CapturedStep(self._step_on_device, moved, self.config.batch_size, self.device)
+            return CapturedStep(self._step_on_device, mutated, self.config.batch_size, self.device)
         except RuntimeError as error:
             say(f"Updates are launched kernel by kernel, the GPU cannot capture them: {error}")
             return None

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from common.address import endpoint
 from common.config import Config
@@ -54,11 +53,19 @@ class Player(Protocol):
 class Learner:
     """Replay, trainer, limiter and records of one run; fed by chunks, wherever they come from.
 
-    The asynchronous learner process and the lock-step form drive the same object.
+    The asynchronous learner process and the lock-step form drive the same object. player: of
+    lock-step; its games are part of every checkpoint, and resume with it.
     """
 
-    def __init__(self, config: Config, run_dir: Path, resume: bool, started: float) -> None:
-        self.config, self.run_dir = config, run_dir
+    def __init__(
+        self,
+        config: Config,
+        run_dir: Path,
+        resume: bool,
+        started: float,
+        player: Player | None = None,
+    ) -> None:
+        self.config, self.run_dir, self._player = config, run_dir, player
         device = learner_device(config)
         torch.set_num_threads(config.learner_threads)
         torch.manual_seed(config.seed)
@@ -83,12 +90,12 @@ class Learner:
         self.timings = Timings()
         self.inserted = self.sampled = 0  # transitions since the start of the run
         self.weights_version = 0
-        self._player: Player | None = None
         self.checkpoints = Checkpointer(
             run_dir / "checkpoints", self.replay, config.checkpoints_kept
         )
-        tensors, state = self._load() if resume else ({}, None)
-        self._saved_player = (state and state["player"], with_prefix(tensors, "player."))
+        state = self._load() if resume else None
+        if player and not (state and state["player"]):
+            player.load_weights(self.weights_version, state_vector(self.trainer.policy))
         saved = state and state["records"]
         self.records = Records(config, run_dir, started, saved, self.inserted, self.updates)
         self._follow_scores()
@@ -124,8 +131,9 @@ class Learner:
             self._follow_scores()
 
     def _follow_scores(self) -> None:
-        """Large steps while play is poor, small ones where it is good, since they undo what is
-        learned; and where it is as good as it has to be, acting goes first."""
+        """Sets step size and samples per insert by the recent scores: smaller steps as play
+        improves, since large ones undo what is learned; fewer samples once it is mastered, so that
+        acting goes first."""
         config, progress = self.config, self.records.scores.progress(self.config.mastery_score)
         self.trainer.adam.learning_rate = learning_rate_of(config, progress)
         ratio = config.samples_per_insert
@@ -141,8 +149,7 @@ class Learner:
             batch = batch.to(self.trainer.device)
         with self.timings.section("train"):
             stats, td_error = self.trainer.update(batch)
-        if self.config.prioritized:
-            self.replay.sampler.update(ids, td_error.cpu().numpy())
+        self.replay.sampler.update(ids, td_error.cpu().numpy())
         self.sampled += self.config.batch_size
         self.records.updated(stats)
 
@@ -157,7 +164,7 @@ class Learner:
         return Weights(self.weights_version, state_vector(self.trainer.policy))
 
     def save_policy(self) -> None:
-        """best.safetensors: the policy and the configuration that it needs."""
+        """Keep the policy as the run's best."""
         self.trainer.check_weights()
         self.records.save_policy(self.trainer.policy, self.updates, self.inserted)
 
@@ -212,17 +219,8 @@ class Learner:
                     f"is {theirs!r}, this run's is {value!r}."
                 )
 
-    def attach_player(self, player: Player) -> None:
-        """Lock-step only: the games are part of every checkpoint, and resume with it."""
-        self._player = player
-        state, tensors = self._saved_player
-        if not state:
-            player.load_weights(self.weights_version, state_vector(self.trainer.policy))
-            return
-        player.load_state_dict(state)
-        player.network.load_state_dict(tensors)
-
-    def _load(self) -> tuple[dict[str, Tensor], Any]:
+    def _load(self) -> Any:
+        """Go on from the newest checkpoint. -> its state."""
         folder = self.run_dir / "checkpoints"
         tensors, state = load_newest(folder, self.replay, self._check_layout, log=say)
         self.replay.end_id = state["end_id"]  # also where nothing of the ring could be kept
@@ -233,10 +231,14 @@ class Learner:
         self.limiter = replace(self.limiter, samples_per_insert=ratio, carried_samples=carried)
         self.weights_version = state["weights_version"]
         self.replay.sampler.load_state_dict(state["sampler"])
+        # What the ring overwrote while it was saved has not come back: nor may its priorities.
         self.replay.sampler.evicted(state["first_id"], max(state["first_id"], self.replay.first_id))
         torch.set_rng_state(torch.from_numpy(state["torch_rng"].copy()))
+        if self._player and state["player"]:
+            self._player.load_state_dict(state["player"])
+            self._player.network.load_state_dict(with_prefix(tensors, "player."))
         say(f"Resumed at {self.inserted:,} env steps, {self.updates:,} updates.")
-        return tensors, state
+        return state
 
 
 def run_learner(

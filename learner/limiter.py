@@ -9,9 +9,9 @@ The learner may not sample past the first bound, the actors may not insert past 
 cannot forbid at once because t >= r * chunk (Config asks for more), so they never deadlock.
 After the rate limiters of Reverb (Cassirer et al. 2021, section 3.3).
 
-When r changes on the way, r * (I - m) is the sum over the parts: what was earned stays earned. And
-what was granted at a lower r stays granted, at most an actor's window of chunks for each of them:
-after a rise the actors may be ahead by so much more.
+When r changes on the way, r * (I - m) becomes the sum of the ratios at which each transition was
+inserted. Credit is not withdrawn: after r rises, actors may exceed the second bound by what was
+granted before, at most a window of chunks each.
 """
 
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 class Limiter:
     """samples_per_insert r, tolerance_samples t, learning_starts_transitions m.
 
-    carried_samples: what the transitions so far earned at other ratios beyond what r gives them.
+    carried_samples: sum over what was inserted at other ratios of (its ratio - r).
     """
 
     samples_per_insert: float

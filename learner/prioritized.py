@@ -6,11 +6,11 @@ import numpy as np
 
 
 class SumTree:
-    """Non-negative priorities of `capacity` leaves, and the prefix sums that answer draws.
+    """Non-negative priorities of `capacity` leaves, drawn by prefix sum.
 
-    Two levels do: the leaves in blocks, and the blocks' sums, which are added up anew for every
-    draw. All operations take arrays and are a few array operations, whatever their length: after
-    an update has emptied the caches it is their number that costs.
+    A sum tree of two levels: the leaves in blocks of 64, and the blocks' sums, accumulated anew at
+    every draw. All work is a few operations on arrays: after an update has emptied the caches it is
+    their number that costs.
     """
 
     BLOCK = 64
@@ -46,7 +46,8 @@ class SumTree:
 
         prefix_sums: [B] f64 -> [B] i64.
 
-        What is empty is never found, however sums round: each is kept below the end of its level.
+        Sums are clamped to just below the total of each level, so that rounding never finds a leaf
+        of priority 0.
         """
         ends = self._ends[1:]
         self.sums.cumsum(out=ends)
@@ -59,10 +60,11 @@ class SumTree:
 
 
 class PrioritizedSampler:
-    """P(i) = p_i^alpha / sum, p = |TD error| + epsilon; weight = (N P(i))^-beta / max weight.
+    """P(i) = p_i^alpha / sum, p = |TD error| + epsilon; weight = (N P(i))^-beta, divided by the
+    batch's largest.
 
-    New transitions get the largest priority seen so far, so that each is likely to be replayed
-    once (section 3.3). Draws are stratified: one from each of B equal shares of the total.
+    New transitions get the largest priority seen so far, so that each is likely to be replayed once
+    (algorithm 1). Draws are stratified: one from each of B equal shares of the total.
     """
 
     EPSILON = 1e-3

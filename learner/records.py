@@ -31,8 +31,8 @@ WARNING_PERIOD_SECONDS = 60.0
 class Rates:
     """Counters to per-second rates between two looks.
 
-    least_seconds: between them, or the rates before are told again: where a run ends just after a
-    period, what comes in meanwhile would look like a burst.
+    least_seconds: after a shorter time the rates before are returned: a run that ends just after a
+    period would otherwise show a burst.
     """
 
     def __init__(self, counts: dict[str, float], least_seconds: float) -> None:
@@ -376,8 +376,8 @@ class Records:
 
     @staticmethod
     def _samples_per_insert(learner: "Learner") -> float:
-        trained_on = learner.inserted - learner.limiter.learning_starts_transitions
-        return learner.sampled / trained_on if trained_on > 0 else math.nan
+        since_start = learner.inserted - learner.limiter.learning_starts_transitions
+        return learner.sampled / since_start if since_start > 0 else math.nan
 
 
 def _shown(value: float, form: str) -> str:

@@ -53,15 +53,15 @@ class Sampler(Protocol):
         ...
 
     def added(self, first_id: int, end_id: int) -> None:
-        """These became live."""
+        """Transitions first_id to end_id - 1 are in the replay from now on."""
         ...
 
     def evicted(self, first_id: int, end_id: int) -> None:
-        """These, the oldest, are no longer."""
+        """Transitions first_id to end_id - 1, the oldest, have left it."""
         ...
 
     def update(self, ids: np.ndarray, td_errors: np.ndarray) -> None:
-        """What training on `ids` [B] i64 gave, [B] f32."""
+        """ids: [B] i64, as sampled; td_errors: [B] f32, y - q of the loss for each."""
         ...
 
     def state_dict(self, first_id: int, end_id: int) -> dict[str, Any]:
@@ -210,8 +210,8 @@ class Replay:
         return Chunk(self.frames[place].cpu().numpy(), self.transitions[at], -1)
 
     def _stacks(self, starts: np.ndarray) -> Tensor:
-        """The stacks that begin at these frames: [N, STACK, 84, 84] u8, channels last in memory, as
-        convolutions like it best."""
+        """The stacks that begin at these frames: [N, STACK, 84, 84] u8, channels last in memory,
+        the layout that convolutions read fastest."""
         if self.device.type == "cpu":
             frames = self._flat_frames.numpy()
             planes = np.empty((STACK, len(starts), FRAME_BYTES), np.uint8)

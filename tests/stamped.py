@@ -108,7 +108,7 @@ def _open(path: Path) -> int:
 
 def _journal_transport(folder: Path) -> None:
     """From now on this process writes down which chunks it sends and which were acknowledged."""
-    send, acknowledged = ActorEndpoint.send, ActorEndpoint._acknowledged
+    send, acknowledged = ActorEndpoint.send, ActorEndpoint._on_ack
     sent = _open(folder / f"{os.getpid()}.sent")
     acked = _open(folder / f"{os.getpid()}.acked")
 
@@ -123,7 +123,7 @@ def _journal_transport(folder: Path) -> None:
             os.write(acked, ack.acked_seq.to_bytes(8, "little"))
 
     ActorEndpoint.send = journalled_send  # type: ignore[method-assign]
-    ActorEndpoint._acknowledged = journalled_acknowledged  # type: ignore[method-assign]
+    ActorEndpoint._on_ack = journalled_acknowledged  # type: ignore[method-assign]
 
 
 if os.environ.get("STAMPED_JOURNAL"):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from learner.adam import Adam
-from learner.captured import WARM_UP_CALLS, CapturedStep, Launch, captured
+from learner.captured import WARM_UP_CALLS, CapturedStep, Launch, as_cuda_graph
 from learner.dqn import NotFinite, Trainer, td_loss
 from learner.replay import TransitionBatch
 from tests.builders import config
@@ -91,9 +91,9 @@ def random_batch(size: int = 8) -> TransitionBatch:
 
 def as_on_a_gpu(trainer: Trainer, capture: Callable[[Launch], Launch] = lambda step: step) -> None:
     """Its updates go through the step that a GPU captures."""
-    moved = [*trainer.online.parameters(), *trainer.adam.state_dict().values()]
+    mutated = [*trainer.online.parameters(), *trainer.adam.state_dict().values()]
     trainer._captured = CapturedStep(
-        trainer._step_on_device, moved, trainer.config.batch_size, trainer.device, capture
+        trainer._step_on_device, mutated, trainer.config.batch_size, trainer.device, capture
     )
 
 
@@ -232,7 +232,7 @@ def test_a_graph_is_captured_after_a_warm_up_and_replayed(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "stream", lambda _: inside("side stream"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **options: inside("capture"))
-    captured(lambda: events.append("step"))()
+    as_cuda_graph(lambda: events.append("step"))()
     assert events == [
         *("wait", "side stream", *["step"] * WARM_UP_CALLS, "end of side stream", "wait"),
         *("capture", "step", "end of capture", "replay"),

@@ -174,7 +174,7 @@ def test_the_frames_are_exact_whatever_changes_on_the_screens(rows: int, games: 
                 top, left = rng.integers(rows), rng.integers(160)
                 area = emulator.screen[top : top + size, left : left + size]
                 area[:] = rng.integers(0, 256, area.shape) if size % 2 else rng.integers(256)
-                screen.look(slot)
+                screen.capture(slot)
                 pair[slot] = emulator.getScreenRGB()
             meant.append(ProcessFrame84.process(np.maximum(*pair))[:, :, 0])
         all_frames.append((screens.frames(), meant))

@@ -64,7 +64,7 @@ def test_no_accepted_setting_deadlocks_and_the_bounds_hold(
             ever_lower = True
             limiter = limiter.at_ratio(now, inserted)
         sessions.grant(limiter.insert_limit(sampled) - inserted)
-        sending = [session for session in sessions if session.owed]
+        sending = [session for session in sessions if session.credit]
         may_sample = limiter.may_sample(inserted, sampled)
         assert sending or may_sample, "deadlock"
         if sending and (not may_sample or rng.random() < 0.5):

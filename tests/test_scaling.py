@@ -173,11 +173,11 @@ def test_credit_is_never_exceeded_and_nothing_is_lost(update_seconds: float) -> 
     start = run.router.taken
     for second in range(1, 41):
         run.clock.run(until=second / 2)
-        owed = sum(session.owed for session in run.sessions)
-        assert owed == run.sessions.demand.owed_chunks
+        owed = sum(session.credit for session in run.sessions)
+        assert owed == run.sessions.demand.granted_chunks
         assert run.router.taken + CHUNK * owed <= run.router.insert_limit + CHUNK
         for actor, session in zip(run.actors, run.sessions, strict=True):
-            assert 0 <= session.owed <= Config().window_chunks
+            assert 0 <= session.credit <= Config().window_chunks
             assert actor.acked <= session.acked_seq <= actor.sent <= actor.granted
             assert actor.granted <= session.granted_seq
         assert run.produced == sum(actor.seq for actor in run.actors)

@@ -17,7 +17,7 @@ def test_credit_goes_round() -> None:
     sessions = sessions_of(3)
     woken = sessions.grant(20)
     assert [s.actor_id for s in woken] == [0, 1]
-    assert [s.owed for s in sessions if s.actor_id == 2] == [0]
+    assert [s.credit for s in sessions if s.actor_id == 2] == [0]
     assert [s.actor_id for s in sessions.grant(30)] == [2]
     assert sessions.grant(30) == []
 
@@ -26,7 +26,7 @@ def test_a_remainder_smaller_than_a_chunk_is_granted_once_nothing_is_under_way()
     sessions = sessions_of(2)
     assert len(sessions.grant(15)) == 1
     assert sessions.grant(15) == []
-    (busy,) = [s for s in sessions if s.owed]
+    (busy,) = [s for s in sessions if s.credit]
     sessions.took(busy)
     assert len(sessions.grant(5)) == 1
     assert sessions.grant(0) == []
@@ -35,7 +35,7 @@ def test_a_remainder_smaller_than_a_chunk_is_granted_once_nothing_is_under_way()
 def test_a_new_life_fences_the_old_and_its_credit_returns() -> None:
     sessions = sessions_of(1)
     old = sessions.get(100)
-    assert old and sessions.grant(40) == [old] and old.owed == 4
+    assert old and sessions.grant(40) == [old] and old.credit == 4
     new = sessions.open(200, 0, b"route", "")
     assert sessions.get(100) is None and sessions.was_fenced(100)
     assert sessions.restarts == 1 and len(sessions) == 1
@@ -86,22 +86,22 @@ def test_what_is_taken_stays_within_the_limit_and_always_reaches_it(
             limit += int(str(move[1]))
         elif move[0] == "arrives":
             session = live[int(str(move[1])) % actors]
-            if session.owed:
+            if session.credit:
                 sessions.took(session)
                 taken += min(chunk, int(str(move[2])))
         else:
             next_id += 1
             sessions.open(next_id, live[int(str(move[1])) % actors].actor_id, b"", "")
         sessions.grant(limit - taken)
-        owed = [s.owed for s in sessions]
+        owed = [s.credit for s in sessions]
         for more in range(2 * chunk):  # what another thread makes of the demand that is left
             room = limit + more - taken - chunk * sum(owed)
             goes = min(owed) < window and (room >= chunk or (room > 0 and not sum(owed)))
             assert sessions.demand.met_by(limit + more - taken) == goes
         assert not sessions.demand.met_by(limit - taken)
-        assert sessions.demand.starving == (min(owed) == 0)
-        owed = sum(s.owed for s in sessions)
-        assert all(0 <= s.owed <= window for s in sessions)
+        assert sessions.demand.without_credit == (min(owed) == 0)
+        owed = sum(s.credit for s in sessions)
+        assert all(0 <= s.credit <= window for s in sessions)
         # One chunk may be under way for a remainder that is smaller.
         assert taken + chunk * owed <= limit or owed <= 1
         assert taken < limit + chunk
@@ -116,7 +116,7 @@ def test_scarce_credit_is_shared_fairly(actors: int, scarce: int) -> None:
     for _ in range(20 * actors):
         sessions.grant(scarce)
         for session in sessions:
-            if session.owed:
+            if session.credit:
                 sessions.took(session)
                 taken += 1
     served = [s.acked_seq for s in sessions]

@@ -73,7 +73,7 @@ class Run:
                 "log": self.said.append,
             }
             supervisor = Supervisor(
-                lambda: self.spec("learner", self.learner, self.actors, 0),
+                self.spec("learner", self.learner, self.actors, 0),
                 lambda i, n: self.spec(f"actor-{i}", self.actor, i, n),
                 self.actors,
                 heartbeats,
@@ -148,7 +148,7 @@ def test_other_actors_start_when_the_first_has_shown_life(tmp_path: Path) -> Non
     forever = ["sleep", "60"]
     with closing(Heartbeats.create(tmp_path / "heartbeats", 3)) as heartbeats:
         supervisor = Supervisor(
-            lambda: ChildSpec("learner", forever, 2),
+            ChildSpec("learner", forever, 2),
             lambda i, n: ChildSpec(f"actor-{i}", forever, i),
             2,
             heartbeats,
@@ -294,7 +294,7 @@ def test_deaths_are_forgotten_with_time_and_what_lived_long_is_restarted_at_once
     def backoffs(seconds_between: float, deaths: int) -> list[float]:
         """What an actor waits after each of its deaths; inf once the run gives up."""
         run = Supervisor(
-            lambda: ChildSpec("learner", []),
+            ChildSpec("learner", []),
             lambda i, n: ChildSpec(f"actor-{i}", []),
             1,
             SimpleNamespace(),  # type: ignore[arg-type]  # none of these beats
@@ -451,7 +451,7 @@ def test_an_error_in_the_supervisor_leaves_no_child_and_the_old_handlers(tmp_pat
     with closing(Heartbeats.create(tmp_path / "heartbeats", 1)) as heartbeats:
         learner = run.spec("learner", DEAF, 1, 0)
         logs = tmp_path / "logs"
-        supervisor = Supervisor(lambda: learner, no_spec, 1, heartbeats, logs=logs, log=print)
+        supervisor = Supervisor(learner, no_spec, 1, heartbeats, logs=logs, log=print)
         try:
             supervisor.run()
         except KeyError:

@@ -175,7 +175,9 @@ def test_a_limit_may_fall_and_what_was_granted_stays(pair: Pair) -> None:
         return len(got) >= count
 
     eventually(lambda: drained(window))
-    eventually(lambda: pair.learner._demand_at[1].starving)  # and after the last one, nothing
+    eventually(
+        lambda: pair.learner._after_grant[1].without_credit
+    )  # and after the last one, nothing
     assert sender.is_alive() and got == list(range(window))
     pair.learner.set_insert_limit(16 * (window + 1), 0)
     eventually(lambda: drained(window + 1))
@@ -192,7 +194,7 @@ def test_a_limit_wakes_the_transport_thread_only_where_an_actor_gets_credit_by_i
     actor = pair.actor()
     pair.learner.set_insert_limit(16, 0)
     eventually(lambda: actor.poll() or actor._granted_seq == 1)
-    eventually(lambda: not pair.learner._demand_at[1].starving)  # its ACK is sent before
+    eventually(lambda: not pair.learner._after_grant[1].without_credit)  # its ACK is sent before
     assert len(woken) == 1
     # The actor has credit, and hears of more with its next ACK.
     pair.learner.set_insert_limit(32, 0)

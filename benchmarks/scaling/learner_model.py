@@ -212,7 +212,9 @@ class Trainer:
             self.run.versions.append((now, self.updates))
         router.insert_limit = self.insert_limit()
         demand = self.run.sessions.demand
-        if publishes or (demand.starving and demand.met_by(router.insert_limit - router.taken)):
+        if publishes or (
+            demand.without_credit and demand.met_by(router.insert_limit - router.taken)
+        ):
             router.wake()
         self._turn()
 

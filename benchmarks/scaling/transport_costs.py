@@ -183,8 +183,8 @@ class Teller(PreparedSender):
         while self.first_weights().version < version:
             pass
 
-    def _acknowledged(self, ack: Ack) -> None:
-        super()._acknowledged(ack)
+    def _on_ack(self, ack: Ack) -> None:
+        super()._on_ack(ack)
         self.answers += 1
 
 

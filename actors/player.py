@@ -66,12 +66,10 @@ class Player:
             steps = [game.step(action) for game, action in zip(self.games, actions, strict=True)]
             frames = frames_of(self.games, self._screens)
             for i, step in enumerate(steps):
-                chunks += self._enter(i, actions[i], step, frames[i], epsilon)
+                chunks += self._enter(i, actions[i], step, frames[i])
         return chunks
 
-    def _enter(
-        self, i: int, action: int, step: Step, frame: np.ndarray, epsilon: float
-    ) -> list[Chunk]:
+    def _enter(self, i: int, action: int, step: Step, frame: np.ndarray) -> list[Chunk]:
         """Enters one step into the n-step buffer, the frame stack and the scores. -> chunks that it
         completes."""
         self.lengths[i] += 1
@@ -86,7 +84,7 @@ class Player:
         for score in self.games[i].scores:
             # At least 1: a game may end within reset(), while it is begun.
             length, self.lengths[i] = max(1, self.lengths[i]), 0
-            self._over.append(EpisodeStats(score, length, epsilon, self.weights_version))
+            self._over.append(EpisodeStats(score, length))
         self.games[i].scores.clear()
         return [self._reporting(chunk) for chunk in chunks]
 

@@ -4,7 +4,6 @@ A bare string that starts with `## ` opens a group of flags; the string under a 
 """
 
 import dataclasses
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,10 +216,6 @@ class Config:
     def agreement(self) -> dict[str, Any]:
         """What actor and learner must have in common for chunks to mean the same to both."""
         return {name: getattr(self, name) for name in _AGREED}
-
-    def agreement_hash(self) -> str:
-        text = json.dumps(self.agreement(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def resolved(self) -> "Config":
         """The same with what was left out filled in: actors, threads, the score of mastery."""

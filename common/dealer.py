@@ -140,8 +140,7 @@ class ActorEndpoint:
         self._connect()
 
     def _send_hello(self) -> None:
-        config = self.config
-        hello = Hello(self.actor_id, config.agreement_hash(), config.agreement())
+        hello = Hello(self.actor_id, self.config.agreement())
         self._transmit(messages.encode_hello(self.session, hello))
         self._last_asked = time.monotonic()
 

@@ -20,7 +20,7 @@ import numpy as np
 from common.config import FRAME_SHAPE, STACK, Config
 
 MAGIC = b"VLY1"
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_META_BYTES = 4096
 MAX_ACTORS = 4096
 MAX_RETURN = 1e6  # of n steps; its square must be far from what float32 can hold
@@ -97,12 +97,10 @@ class Spec:
 
 @dataclass(frozen=True, slots=True)
 class EpisodeStats:
-    """One finished game: raw unclipped score, length in env steps, how it was played."""
+    """One finished game: raw unclipped score, length in env steps."""
 
     score: float
     length_env_steps: int
-    epsilon: float
-    policy_version: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +126,7 @@ class Hello:
     """An actor's first word."""
 
     actor_id: int
-    agreement_hash: str
-    agreement: dict[str, Any]
+    agreement: dict[str, Any]  # of Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,12 +219,11 @@ def _fields(meta: Any, *kinds: type) -> list[Any]:
 
 
 def encode_hello(session: int, hello: Hello) -> bytes:
-    meta = [hello.actor_id, hello.agreement_hash, hello.agreement]
-    return encode(Header(Type.HELLO, session), meta)
+    return encode(Header(Type.HELLO, session), [hello.actor_id, hello.agreement])
 
 
 def decode_hello(frame: memoryview) -> Hello:
-    hello = Hello(*_fields(_meta_only(frame), int, str, dict))
+    hello = Hello(*_fields(_meta_only(frame), int, dict))
     if not 0 <= hello.actor_id < MAX_ACTORS:
         raise BadMessage(f"actor id {hello.actor_id}, at most {MAX_ACTORS - 1} allowed")
     for name, value in hello.agreement.items():
@@ -246,7 +242,7 @@ def decode_ack(frame: memoryview) -> Ack:
 
 
 def encode_reject(session: int, reject: Reject, protocol: int = PROTOCOL) -> bytes:
-    """protocol: the peer's; HELLO and REJECT look the same in every version."""
+    """protocol: the peer's; REJECT looks the same in every version."""
     meta = [reject.reason[:1000], reject.exit_code]
     return encode(Header(Type.REJECT, session), meta, protocol=protocol)
 
@@ -273,8 +269,7 @@ def decode_report(frame: memoryview) -> dict[str, float]:
 def encode_weights(weights: Weights) -> bytes:
     """The same bytes serve every actor."""
     raw = weights.vector.astype("<f4", copy=False).tobytes()
-    header = Header(Type.WEIGHTS, ANY_SESSION, weights.version)
-    return encode(header, weights.version, raw)
+    return encode(Header(Type.WEIGHTS, ANY_SESSION), weights.version, raw)
 
 
 def decode_weights(frame: memoryview, size: int) -> Weights:
@@ -291,12 +286,7 @@ def decode_weights(frame: memoryview, size: int) -> Weights:
 
 def encode_chunk(session: int, seq: int, chunk: Chunk) -> bytes:
     stats = chunk.episode
-    episode = stats and [
-        stats.score,
-        stats.length_env_steps,
-        stats.epsilon,
-        stats.policy_version,
-    ]
+    episode = stats and [stats.score, stats.length_env_steps]
     return encode(
         Header(Type.CHUNK, session, seq),
         [len(chunk), len(chunk.frames), chunk.policy_version, episode],
@@ -339,8 +329,8 @@ def max_message_bytes(spec: Spec, weights_size: int = 0) -> int:
 def _episode(meta: Any) -> EpisodeStats | None:
     if meta is None:
         return None
-    stats = EpisodeStats(*_fields(meta, float, int, float, int))
-    if not (np.isfinite(stats.score) and 0 <= stats.epsilon <= 1 and stats.length_env_steps > 0):
+    stats = EpisodeStats(*_fields(meta, float, int))
+    if not (np.isfinite(stats.score) and stats.length_env_steps > 0):
         raise BadMessage("episode statistics out of range")
     return stats
 

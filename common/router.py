@@ -273,12 +273,12 @@ class LearnerEndpoint:
         self._send(route, self._encoded_weights[1])
 
     def _on_hello(self, route: bytes, session_id: int, hello: Hello, user: str) -> None:
-        if hello.agreement_hash != self.config.agreement_hash():
-            theirs = hello.agreement
-            differ = [k for k, v in self.config.agreement().items() if theirs.get(k) != v]
-            name = differ[0] if differ else "agreement"
-            ours = self.config.agreement().get(name)
-            reason = f"{name} is {theirs.get(name)!r} at the actor, {ours!r} at the learner"
+        ours, theirs = self.config.agreement(), hello.agreement
+        if theirs != ours:
+            name = next((k for k in ours if theirs.get(k) != ours[k]), "a setting too many")
+            reason = (
+                f"{name} is {theirs.get(name)!r} at the actor, {ours.get(name)!r} at the learner"
+            )
             self._count_refused(reason)
             self._send_reject(route, session_id, reason, MISMATCH)
             return

@@ -17,6 +17,7 @@ def make_run_dir(config: Config) -> Path:
     game = config.env.split(":")[-1].replace("/", "-")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run_dir = Path(config.run_dir or f"runs/{game}-{config.preset}-{config.seed}-{stamp}")
+    first = run_dir
     try:
         for number in itertools.count(2):
             try:
@@ -25,7 +26,7 @@ def make_run_dir(config: Config) -> Path:
             except FileExistsError:  # another run of this very second
                 if config.run_dir:
                     raise
-                run_dir = run_dir.with_name(f"{run_dir.name}-{number}")
+                run_dir = first.with_name(f"{first.name}-{number}")
     except OSError as error:
         raise ConfigError(
             f"Cannot make the run folder {run_dir}: {error.strerror}; choose another --run-dir."

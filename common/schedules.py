@@ -18,7 +18,7 @@ def linear_epsilon(env_steps: int, start: float, final: float, decay_env_steps: 
     A straight line that loses 1 per `decay_env_steps` env steps (counted over all actors) and is
     cut off at `final`.
     """
-    return float(max(final, start - max(env_steps, 0) / decay_env_steps))
+    return float(max(final, start - env_steps / decay_env_steps))
 
 
 def ladder_epsilon(actor_id: int, actors: int, base: float = 0.4, exponent: float = 7.0) -> float:

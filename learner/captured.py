@@ -84,8 +84,7 @@ def as_cuda_graph(function: Launch) -> Launch:
             function()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # Another thread may be reading the replay meanwhile, for a checkpoint.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph):
         function()
 
     @functools.wraps(function)  # and so holds on to it: the graph works on its tensors

@@ -87,7 +87,8 @@ class Records:
             self.metrics = Metrics(config, run_dir, env_steps if saved else None)
         except OSError as error:
             raise ConfigError(f"Cannot write the records in {run_dir}: {error.strerror}.") from None
-        least_seconds = config.log_period_seconds / 10
+        # Lock-step's periods may be short, and nothing comes in after its end.
+        least_seconds = config.log_period_seconds / 10 if config.actor_count else 0.0
         self._rates = Rates({"env_steps": env_steps, "updates": updates}, least_seconds)
         self._actor_rates = Rates({}, least_seconds)
         self._speed = self._update_speed = 0.0

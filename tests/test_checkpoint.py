@@ -1,20 +1,24 @@
 """Checkpoints: exact, verified, and never worse than the one before."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load as load_tensors
 
 import launch
-from common.errors import NoCheckpoint
+from actors.player import Player
+from common.errors import Mismatch, NoCheckpoint
 from common.messages import EpisodeStats, Spec
 from learner import checkpoint
 from learner.checkpoint import (
@@ -25,6 +29,7 @@ from learner.checkpoint import (
     load_newest,
     verify,
 )
+from learner.dqn import with_prefix
 from learner.replay import Replay, UniformSampler
 from tests.builders import CATCH, chunk_of, config
 from tests.catch import Catch
@@ -339,7 +344,7 @@ def test_samples_that_are_owed_are_owed_still_after_a_resume(tmp_path: Path) -> 
     learner = Learner(settings, tmp_path, False, time.monotonic())
     for i in range(60):
         chunk = chunk_of(Spec.of(settings), 16, 20 * i, terminal=True)
-        score = EpisodeStats(float(i >= 20), 16, 0.1, 0)
+        score = EpisodeStats(float(i >= 20), 16)
         learner.insert(dataclasses.replace(chunk, episode=score))
     assert learner.limiter.samples_per_insert == 0.5  # since game 26, at 416 transitions
     learner.save_now()
@@ -361,7 +366,7 @@ def test_the_step_size_is_the_same_after_a_resume(tmp_path: Path) -> None:
     learner = Learner(settings, tmp_path, False, time.monotonic())
     for i in range(120):  # the lowest mean, 0, is of games beyond the last 100
         chunk = chunk_of(Spec.of(settings), 16, 20 * i, terminal=True)
-        score = EpisodeStats(float(i >= 10), 16, 0.1, 0)
+        score = EpisodeStats(float(i >= 10), 16)
         learner.insert(dataclasses.replace(chunk, episode=score))
     learner.save_now()
     learner.records.metrics.close()
@@ -432,3 +437,56 @@ def test_a_state_that_a_checkpoint_cannot_hold_is_refused_before_anything_is_pla
     code = launch.main(["--actors", "0", "--env", CATCH, "--run-dir", str(tmp_path)])
     assert code == 2
     assert "int64 does not belong in a checkpoint; its get_state()" in capsys.readouterr().err
+
+
+def test_lock_step_plays_what_it_has_learned_with_the_epsilon_of_the_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, play = [], Player.step
+
+    def step(self: Player, epsilon: float) -> Any:
+        seen.append(epsilon)
+        return play(self, epsilon)
+
+    monkeypatch.setattr(Player, "step", step)
+    flags = ("--precision", "float32", "--epsilon-decay-env-steps", "300", "--epsilon-final", "0.1")
+    assert lock_step(tmp_path, "--max-env-steps", "600", *flags) == 0
+    assert (seen[0], seen[-1]) == (1.0, 0.1)
+    newest = list_checkpoints(tmp_path / "checkpoints")[0]
+    tensors = load_tensors((newest / "model.safetensors").read_bytes())
+    policy = with_prefix(tensors, "policy.")
+    assert policy
+    for name, tensor in policy.items():  # since the last update, 20 of which make a version
+        assert torch.equal(tensor, tensors[f"player.{name}"]), name
+
+
+def test_lock_step_saves_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = itertools.count()  # of the loop, in place of seconds
+    monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: next(turns)))
+    flags = ("--checkpoint-period-seconds", "100", "--checkpoints-kept", "500")
+    assert lock_step(tmp_path, "--max-env-steps", "900", *flags) == 0
+    looks = next(turns) - 1
+    assert looks > 300
+    assert len(list_checkpoints(tmp_path / "checkpoints")) == looks // 102 + 1  # and at the end
+
+
+def test_a_checkpoint_of_another_version_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(checkpoint, "FORMAT", 5)
+        save(tmp_path, make_replay(chunks=2), 100)
+    with pytest.raises(Mismatch, match=r"another version of Volley \(format 5, this version reads"):
+        load(tmp_path, make_replay())
+
+
+def test_a_long_last_save_shows_life_all_the_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_SEGMENT_CHUNKS", 1)
+    replay, beats = make_replay(chunks=10), []
+    for number in (1, 2):  # packed, then copied
+        before = len(beats)
+        snapshot = Snapshot(number, {"w": torch.zeros(1)}, {}, list(replay.chunks))
+        Checkpointer(tmp_path, replay, 2).save_now(snapshot, lambda: beats.append(None))
+        assert len(beats) - before > len(replay.chunks)

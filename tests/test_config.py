@@ -9,6 +9,7 @@ from common.command_line import field_docs, parse
 from common.config import Config
 from common.errors import ConfigError
 from common.presets import PRESETS, did_you_mean, make_config
+from common.run_folder import make_run_dir, require_unused
 from common.schedules import epsilon_of, ladder_epsilon, learning_rate_of, linear_epsilon
 from tests.builders import config
 
@@ -108,10 +109,10 @@ def test_an_unknown_preset_names_its_neighbours() -> None:
 
 
 def test_the_agreement_changes_with_what_both_sides_must_share_and_only_then() -> None:
-    ours = make_config("pong").agreement_hash()
-    assert make_config("pong", learning_rate=1e-5, actors=3).agreement_hash() == ours
+    ours = make_config("pong").agreement()
+    assert make_config("pong", learning_rate=1e-5, actors=3).agreement() == ours
     for other in ({"n_step": 2}, {"gamma": 0.9}, {"env": "Breakout"}, {"n_actions": 4}):
-        assert make_config("pong", **other).agreement_hash() != ours
+        assert make_config("pong", **other).agreement() != ours
 
 
 def test_a_configuration_survives_its_json(tmp_path: Path) -> None:
@@ -155,3 +156,47 @@ def test_the_step_size_falls_with_progress_in_a_straight_line_unless_its_end_is_
 ) -> None:
     rates = make_config("pong", learning_rate=4e-4, learning_rate_final=final)
     assert learning_rate_of(rates, progress) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--cuda", "--replay-device", "cuda"], ["--window-chunks", "4"], ["--keys", "k"]),
+        *(["--learner-threads", "3"], ["--max-minutes", "5"], ["--log-period-seconds", "2"]),
+        *(["--checkpoint-period-seconds", "9"], ["--checkpoints-kept", "5"], ["--reward", "18"]),
+        *(["--max-env-steps", "7"], ["--actors", "5"], ["--bind", "tcp://127.0.0.1:5"]),
+    ],
+)
+def test_what_may_change_on_resume_does(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "config.json").write_text(parse([]).config.to_json())
+    before, after = (parse(["--resume", str(tmp_path), *more]).config for more in ([], words))
+    assert after != before
+
+
+def test_the_learner_gets_the_cores_that_actors_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.config.cores", lambda: 16)
+    found = make_config("pong").resolved()
+    assert (found.actors, found.learner_threads) == (8, 8)
+    (tmp_path / "config.json").write_text(found.to_json())
+    resumed = parse(["--resume", str(tmp_path), "--actors", "3"]).config
+    assert (resumed.actors, resumed.learner_threads) == (3, 13)
+
+
+def test_a_folder_with_rows_and_no_checkpoint_is_not_begun_in_again(tmp_path: Path) -> None:
+    require_unused(tmp_path)
+    (tmp_path / "metrics.csv").touch()
+    with pytest.raises(ConfigError, match="ended before its first checkpoint"):
+        require_unused(tmp_path)
+
+
+def test_runs_that_begin_in_one_second_get_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("common.run_folder.time.strftime", lambda _: "20261128-120000")
+    folders = [make_run_dir(make_config("atari", env="ALE/Pong-v5")) for _ in range(3)]
+    names = [folder.relative_to(tmp_path).as_posix() for folder in folders]
+    first = "runs/ALE-Pong-v5-atari-0-20261128-120000"
+    assert names == [first, f"{first}-2", f"{first}-3"]

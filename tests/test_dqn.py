@@ -325,3 +325,16 @@ def test_training_goes_on_bit_for_bit_after_saving_and_loading(average: int) -> 
             trainer.average_policy()
     for name, tensor in straight.tensors().items():
         assert torch.equal(tensor, resumed.tensors()[name]), name
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("loss", ["huber", "mse"])
+def test_the_update_is_the_one_that_was_configured(double: bool, loss: str) -> None:
+    settings = config(double=double, loss=loss, adam_epsilon=1e-3, dueling=False)
+    trainer = Trainer(settings, torch.device("cpu"))
+    with torch.no_grad():  # online and target prefer different actions
+        trainer.online.advantage[-1].bias.copy_(10 * torch.arange(3.0))
+        trainer.target.advantage[-1].bias.copy_(-10 * torch.arange(3.0))
+    expected, _, _ = td_loss(trainer.online, trainer.target, random_batch(), double, loss)
+    assert trainer.update(random_batch())[0].loss == pytest.approx(expected.item(), rel=1e-5)
+    assert trainer.adam.epsilon == 1e-3

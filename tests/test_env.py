@@ -711,3 +711,13 @@ def test_a_game_that_ends_while_an_episode_begins_is_reported(
     told = [chunk.episode.score for chunk in chunks if chunk.episode]
     assert told.count(7.0) >= 2
     assert len(told) > told.count(7.0)  # and the game before it
+
+
+def test_lives_and_no_ops_of_a_configuration_reach_its_games() -> None:
+    options: dict[str, Any] = {"noop_max": 30, "episodic_life": True}
+    player = Player(config(env=BREAKOUT, n_actions=4, envs_per_actor=1, **options), [1])
+    game, twin = player.games[0], make_game(BREAKOUT, **options)
+    twin.reset(player._game_seeds[0])
+    assert game.state_dict()["rng"] == twin.state_dict()["rng"]  # as many no-ops were drawn
+    assert record(game, 500, seed=1) == record(twin, 500, seed=1)  # lives end episodes alike
+    assert record(make_game(BREAKOUT), 500, seed=1) != record(twin, 500, seed=1)

@@ -1,6 +1,7 @@
 """The whole program as a user runs it: real processes, real Pong, bad input, kills, resume."""
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -14,9 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.config import OF_THE_GAME, Config, flag
+from common.dealer import LearnerGone
 from common.lifeline import Heartbeats
+from common.network import network_for
+from common.policy_file import save_policy
 from launch import main
-from tests.builders import config
+from tests.builders import CATCH, config
 from tests.running import (
     ROOT,
     all_rows,
@@ -166,19 +171,23 @@ def test_a_game_that_ends_its_process_is_not_taken_for_a_goodbye(
         main(["actor", str(tmp_path), "1", "0", "0"])
 
 
+class NoEndpoint:
+    """An actor's endpoint that is connected to nobody."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def handshake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def test_every_life_of_every_actor_plays_games_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun_at, seeds = [0], []
 
-    class Endpoint:
+    class Endpoint(NoEndpoint):
         env_steps = property(lambda self: begun_at[0])
-
-        def __init__(self, *_: object, **__: object) -> None: ...
-
-        def handshake(self) -> None: ...
-
-        def close(self) -> None: ...
 
     class Seen(Exception): ...
 
@@ -392,3 +401,46 @@ def test_bench_tells_its_rows() -> None:
     code, output = run("bench", "--help")
     assert code == 0 and "--full" in output and "12, 13" in output
     assert run("bench", "99")[0] == 2
+
+
+@pytest.mark.parametrize(("goodbye", "code"), [(True, 0), (False, 1)])
+def test_only_a_goodbye_lets_an_actor_leave_in_peace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goodbye: bool, code: int
+) -> None:
+    class Gone(NoEndpoint):
+        said_goodbye = goodbye
+
+        def handshake(self) -> None:
+            raise LearnerGone("nothing was heard")
+
+    monkeypatch.setattr("launch.die_with_parent", lambda pid: None)
+    monkeypatch.setattr("actors.actor.ActorEndpoint", Gone)
+    (tmp_path / "config.json").write_text(config().to_json())
+    with contextlib.closing(Heartbeats.create(tmp_path / "heartbeats", 2)):
+        assert main(["actor", str(tmp_path), "1", "0", "0"]) == code
+
+
+def test_help_names_every_flag() -> None:
+    code, output = run("--help")
+    assert code == 0
+    for field in dataclasses.fields(Config):
+        assert (flag(field.name) in output) == (field.name not in OF_THE_GAME), field.name
+
+
+def test_a_missing_library_is_one_sentence(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['gymnasium'] = None; import launch; sys.exit(launch.main([]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "install what README's first command installs" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_eval_imports_a_module_only_where_it_is_named_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "policy.safetensors"
+    save_policy(file, network_for(config()), config(), {})
+    assert main(["eval", str(file), "--games", "1", "--env", CATCH]) == 0
+    for words in ([], ["--env", "other:Other-v0"]):
+        assert main(["eval", str(file), *words]) == 2
+        assert f"repeat that with --env {CATCH}" in capsys.readouterr().err

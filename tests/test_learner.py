@@ -3,9 +3,13 @@ policy, and what a crash leaves behind goes on.
 """
 
 import dataclasses
+import itertools
+import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,11 +18,12 @@ import torch
 
 from common.config import Config
 from common.messages import EpisodeStats, Spec
-from common.network import state_vector
+from common.network import DQN, network_for, state_size, state_vector
 from common.policy_file import load_policy
+from common.router import LearnerEndpoint
 from learner.checkpoint import Checkpointer, list_checkpoints
 from learner.dqn import NotFinite
-from learner.learner import Learner
+from learner.learner import Learner, make_sampler, run_learner
 from learner.prioritized import PrioritizedSampler
 from tests.builders import chunk_of, config
 
@@ -173,7 +178,7 @@ def test_what_was_evicted_while_it_was_saved_is_not_drawn_after_a_resume(
 
 def test_a_resumed_run_does_not_give_a_better_policy_away(folder: Folder) -> None:
     def score(learner: Learner, value: float) -> bool:
-        return learner.records.game(EpisodeStats(value, 60, 0.1, 1), env_steps=1, updates=1)
+        return learner.records.game(EpisodeStats(value, 60), env_steps=1, updates=1)
 
     learner = folder.learner(config(), chunks=1)
     for _ in range(100):
@@ -186,3 +191,65 @@ def test_a_resumed_run_does_not_give_a_better_policy_away(folder: Folder) -> Non
     again = folder.learner(config(), resume=True)
     assert not score(again, 1.0)
     assert any(score(again, 2.0) for _ in range(100))  # a hundred of these beat it
+
+
+def test_settings_reach_sampler_network_scaling_and_checkpoints(folder: Folder) -> None:
+    sampler = make_sampler(config(prioritized=True, priority_alpha=0.7, priority_beta=0.2))
+    assert isinstance(sampler, PrioritizedSampler)
+    assert (sampler.alpha, sampler.beta) == (0.7, 0.2)
+    for network, dueling in itertools.product(("nature", "nips"), (False, True)):
+        wanted = network_for(config(network=network, dueling=dueling))
+        assert state_size(wanted) == state_size(DQN((4, 84, 84), 3, network, dueling))
+    learner = folder.learner(config(standardize=False, checkpoints_kept=7), chunks=20)
+    assert learner.trainer.online.pixel_scale == 255
+    assert not learner.trainer.online.pixel_mean.any()
+    assert learner.checkpoints.keep == 7
+
+
+def test_without_an_average_a_checkpoint_plays_its_online_network(folder: Folder) -> None:
+    learner = folder.learner(config(policy_average_updates=0), chunks=20)
+    learner.save_now()
+    (checkpoint,) = list_checkpoints(folder.path / "checkpoints")
+    played = load_policy(checkpoint / "model.safetensors").network
+    assert np.array_equal(state_vector(played), state_vector(learner.trainer.online))
+
+
+def test_the_learner_process_ends_in_order(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int] = []
+    beats: list[None] = []
+    start, stop = LearnerEndpoint.start, LearnerEndpoint.stop
+
+    def started(self: LearnerEndpoint, taken_transitions: int) -> None:
+        begun.append(taken_transitions)
+        start(self, taken_transitions)
+
+    def stopped(self: LearnerEndpoint) -> None:
+        stop(self)
+        self._inbox.append(chunk_of(self.spec, 16, 9_000))  # it came in at the last moment
+
+    def end() -> int:
+        told: Any = SimpleNamespace(reason="Told to stop.")
+        started = time.monotonic()
+        return run_learner(
+            config(),
+            folder.path,
+            resume=True,
+            started=started,
+            stop=told,
+            beat=lambda: beats.append(None),
+        )
+
+    monkeypatch.setattr("learner.checkpoint._SEGMENT_CHUNKS", 1)
+    monkeypatch.setattr(LearnerEndpoint, "start", started)
+    monkeypatch.setattr(LearnerEndpoint, "stop", stopped)
+    folder.learner(config(), chunks=30).save_now()
+    assert end() == 130
+    assert begun == [480]  # what the run had counts against its limit
+    assert len(beats) > 30  # one per segment: saving takes long
+    assert json.loads((folder.path / "result.json").read_text())["env_steps"] == 496
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("learner.checkpoint._write_file", full)
+    assert end() == 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import struct
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -43,7 +44,7 @@ def with_meta(meta: object) -> memoryview:
 def test_chunks_round_trip(length: int, terminal: bool, stamp: int, with_episode: bool) -> None:
     chunk = chunk_of(SPEC, length, stamp, terminal)
     if with_episode:
-        stats = EpisodeStats(-20.5, 1234, 0.02, 9)
+        stats = EpisodeStats(-20.5, 1234)
         chunk = Chunk(chunk.frames, chunk.transitions, 4, stats)
     frame = memoryview(messages.encode_chunk(2**63 + 1, 77, chunk))
     assert messages.decode_header(frame) == Header(Type.CHUNK, 2**63 + 1, 77)
@@ -64,7 +65,7 @@ def test_weights_round_trip(size: int) -> None:
 
 
 def test_small_messages_round_trip() -> None:
-    hello = Hello(3, "abc", {"env": "Pong", "gamma": 0.99})
+    hello = Hello(3, {"env": "Pong", "gamma": 0.99})
     assert messages.decode_hello(memoryview(messages.encode_hello(1, hello))) == hello
     ack = Ack(1, 2, -1, 10**9)
     assert messages.decode_ack(memoryview(messages.encode_ack(Type.ACK, 1, ack))) == ack
@@ -85,10 +86,10 @@ def test_any_flipped_bit_is_noticed(bit: int) -> None:
 @pytest.mark.parametrize(
     ("hello", "message"),
     [
-        (Hello(4096, "abc", {}), "actor id 4096, at most 4095"),
-        (Hello(-1, "abc", {}), "actor id -1"),
-        (Hello(1, "abc", {"env": [[]]}), "named plain values"),
-        (Hello(1, "abc", {"env": None}), "named plain values"),
+        (Hello(4096, {}), "actor id 4096, at most 4095"),
+        (Hello(-1, {}), "actor id -1"),
+        (Hello(1, {"env": [[]]}), "named plain values"),
+        (Hello(1, {"env": None}), "named plain values"),
     ],
 )
 def test_a_hello_that_could_hurt_is_refused(hello: Hello, message: str) -> None:
@@ -138,8 +139,8 @@ def test_an_unknown_type_is_refused() -> None:
         ([17, 22, 0, None], "17 transitions"),
         ([16, 10**9, 0, None], "frames, at most"),
         ([16, 21, 0, None], "bytes, expected"),
-        ([16, 22, 0, [float("nan"), 10, 0.5, 1]], "out of range"),
-        ([16, 22, 0, ["1", 10, 0.5, 1]], "expected float"),
+        ([16, 22, 0, [float("nan"), 10]], "out of range"),
+        ([16, 22, 0, ["1", 10]], "expected float"),
     ],
 )
 def test_a_chunk_with_wrong_meta_is_refused(meta: object, message: str) -> None:
@@ -200,3 +201,12 @@ def test_a_decoder_given_nonsense_that_is_whole_raises_nothing_but_bad_message(
     for decode in decoders:
         with contextlib.suppress(BadMessage):
             decode(frame)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "shares", [[], {"play": "x"}, {"play": 1}, {"a/b": 1.0}, {f"s{i}": 0.0 for i in range(17)}]
+)
+def test_a_report_that_is_not_of_named_shares_is_refused(shares: Any) -> None:
+    frame = memoryview(messages.encode(Header(Type.REPORT, 1), shares))
+    with pytest.raises(BadMessage, match="a report"):
+        messages.decode_report(frame)

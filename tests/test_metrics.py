@@ -196,7 +196,7 @@ def test_a_best_policy_that_could_not_be_written_is_tried_again_after_the_next_g
     (obstacle / "full").mkdir(parents=True)
 
     def is_best(score: float) -> bool:
-        return records.game(EpisodeStats(score, 60, 0.1, 1), env_steps=1, updates=1)
+        return records.game(EpisodeStats(score, 60), env_steps=1, updates=1)
 
     assert [is_best(1.0) for _ in range(100)] == [False] * 99 + [True]
     records.save_policy(network, 1, 1)
@@ -224,7 +224,7 @@ def test_a_best_policy_that_was_lost_is_kept_at_the_end_if_it_still_is_the_best(
         save_policy(*given)
 
     def play(score: float) -> None:
-        if records.game(EpisodeStats(score, 60, 0.1, 1), env_steps=1, updates=1):
+        if records.game(EpisodeStats(score, 60), env_steps=1, updates=1):
             learner.save_policy()
 
     monkeypatch.setattr("learner.records.save_policy", save)
@@ -272,7 +272,7 @@ def after_games(run_dir: Path, scores: list[float], **settings: float) -> list[t
     found = []
     for i, score in enumerate(scores):
         chunk = chunk_of(Spec.of(wanted), 16, 100 * i, terminal=True)
-        learner.insert(dataclasses.replace(chunk, episode=EpisodeStats(score, 16, 0.1, 0)))
+        learner.insert(dataclasses.replace(chunk, episode=EpisodeStats(score, 16)))
         found.append((learner.limiter.samples_per_insert, learner.trainer.adam.learning_rate))
     learner.records.metrics.close()
     return found
@@ -353,13 +353,31 @@ def test_a_best_policy_that_was_lost_and_beaten_by_the_one_kept_is_no_error(
         raise OSError(28, "No space left on device")
 
     for _ in range(100):
-        records.game(EpisodeStats(1.0, 60, 0.1, 1), env_steps=1, updates=1)
+        records.game(EpisodeStats(1.0, 60), env_steps=1, updates=1)
     learner.save_policy()
     assert records.scores.best_mean_100 == 1.0
     with monkeypatch.context() as patched:
         patched.setattr("learner.records.save_policy", full)
-        assert records.game(EpisodeStats(2.0, 60, 0.1, 1), env_steps=1, updates=1)
+        assert records.game(EpisodeStats(2.0, 60), env_steps=1, updates=1)
         learner.save_policy()
-    assert not records.game(EpisodeStats(-21.0, 60, 0.1, 1), env_steps=1, updates=1)
+    assert not records.game(EpisodeStats(-21.0, 60), env_steps=1, updates=1)
     assert records.finish(learner, None, "done")
     assert mean_score_of(tmp_path / "best.safetensors") == 1.0
+
+
+@pytest.mark.parametrize("before", [0.0, 50.0])
+def test_a_run_ends_with_its_minutes_those_before_a_resume_included(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: float
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
+    (tmp_path / "first").mkdir()
+    first = Records(config(), tmp_path / "first", 1000.0 - before, None, 0, 0)
+    saved = first.state_dict()
+    first.metrics.close()
+    records = Records(config(max_minutes=1.0), tmp_path, 1000.0, saved, 0, 0)
+    clock[0] = 1059.0 - before
+    assert records.finished(0, "") == ""
+    clock[0] = 1060.0 - before
+    assert records.finished(0, "") == "Stopped at --max-minutes 1."
+    records.metrics.close()

@@ -1,5 +1,7 @@
 """A policy file: what it holds comes back, and anything else is refused in a sentence."""
 
+import collections
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ import pytest
 import torch
 
 from actors.evaluator import evaluate
+from actors.game import AtariGame
+from common.config import Config
 from common.errors import ConfigError
 from common.network import network_for
 from common.policy_file import Policy, load_policy, mean_score_of, save_policy
@@ -59,3 +63,54 @@ def test_what_is_not_a_policy_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ConfigError, match="is not a policy of this version"):
             load_policy(path)
+
+
+def always(settings: Config, action: int) -> Policy:
+    """Takes one action, whatever it sees."""
+    network = network_for(settings)
+    with torch.no_grad():
+        network.advantage[-1].weight.zero_()
+        network.advantage[-1].bias.zero_()[action] = 1.0
+    return Policy(network, settings)
+
+
+def test_greedy_atari_games_begin_with_idle_steps_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    played: dict[AtariGame, list[int]] = collections.defaultdict(list)
+    play = AtariGame.step
+
+    def step(self: AtariGame, action: int) -> Any:
+        played[self].append(action)
+        if len(played[self]) == 42:
+            self.scores.append(0.0)  # it is over
+        return play(self, action)
+
+    monkeypatch.setattr(AtariGame, "step", step)
+    settings = config(env="PongNoFrameskip-v4", n_actions=6, dueling=False)
+    evaluate(always(settings, 2), games=4, seed=1)
+    idle = []
+    for actions in played.values():
+        after_reset = actions[2:]  # which presses FIRE and 2
+        idle.append(after_reset.count(0))
+        assert after_reset == [0] * idle[-1] + [2] * (40 - idle[-1])
+    assert len(played) == 4 and max(idle) <= 30 and len(set(idle)) > 1
+
+
+def test_a_lost_life_begins_an_episode_in_evaluation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[int | None] = []
+    steps, begin, play = itertools.count(), AtariGame.reset, AtariGame.step
+
+    def reset(self: AtariGame, seed: int | None = None) -> Any:
+        begun.append(seed)
+        return begin(self, seed)
+
+    def step(self: AtariGame, action: int) -> Any:
+        assert next(steps) < 5_000, "nobody serves"
+        return play(self, action)
+
+    monkeypatch.setattr(AtariGame, "reset", reset)
+    monkeypatch.setattr(AtariGame, "step", step)
+    game = {"env": "BreakoutNoFrameskip-v4", "n_actions": 4, "episodic_life": True}
+    assert len(evaluate(always(config(**game, dueling=False), 2), games=1, seed=1)) == 1
+    assert len(begun) == 5  # the game, and four of its five lives

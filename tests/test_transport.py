@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -336,9 +337,8 @@ def test_an_actor_of_another_protocol_version_is_told_so(
         return real(*args, **{**kwargs, **old})
 
     monkeypatch.setattr(messages, "encode", spoken)
-    with pytest.raises(
-        Refused, match=r"protocol version 0, expected 1: install the same"
-    ) as caught:
+    told = f"protocol version 0, expected {messages.PROTOCOL}: install the same"
+    with pytest.raises(Refused, match=told) as caught:
         pair.actor()
     assert caught.value.exit_code == 3
 
@@ -523,7 +523,7 @@ def test_a_session_is_bound_to_the_key_that_opened_it(tmp_path: Path) -> None:
         victim.handshake(30)
         thief.handshake(30)
         chunk = chunk_of(Spec.of(small), 16, 9)
-        hello = messages.Hello(0, small.agreement_hash(), small.agreement())
+        hello = messages.Hello(0, small.agreement())
         for stolen in (
             messages.encode_chunk(victim.session, 1, chunk),
             messages.encode(Header(Type.PING, victim.session)),
@@ -606,3 +606,106 @@ def test_a_learner_can_listen_on_localhost_and_be_found_there(tmp_path: Path) ->
 def test_a_bind_that_actors_could_not_find_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="expected tcp://ADDRESS:PORT"):
         check_bind(address, "some/folder")
+
+
+def test_what_a_resumed_run_had_counts_against_its_limit(tmp_path: Path) -> None:
+    learner = LearnerEndpoint(config(), ipc_endpoint(tmp_path / "ipc"))
+    learner.set_insert_limit(5_016, 5_000)
+    learner.start(5_000)
+    actor = ActorEndpoint(config(), learner.address, 0, SIZE)
+    with stopping(learner), contextlib.closing(actor):
+        actor.handshake(10)
+        assert (actor._granted_seq, actor.env_steps) == (1, 5_000)  # one chunk, not a window
+
+
+def test_an_actor_that_is_heard_is_not_silent(pair: Pair) -> None:
+    actor = pair.actor()
+    session = pair.learner._sessions.get(actor.session)
+    assert session
+    session.last_heard -= 30
+    before = session.last_heard
+    actor.report({"play": 1.0})
+    eventually(lambda: session.report)
+    assert session.last_heard > before + 25
+
+
+def test_a_learner_that_was_away_holds_no_silence_against_its_actors(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, searched = [time.monotonic()], []
+    fence = pair.learner._sessions.fence_silent
+
+    def fence_silent(since: float) -> None:
+        fence(since)
+        searched.append(since)
+
+    monkeypatch.setattr("common.router.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(pair.learner._sessions, "fence_silent", fence_silent)
+    pair.actor()
+    clock[0] += 40  # more than the silence that an actor is allowed
+    pair.learner._wake()
+    eventually(lambda: searched and searched[-1] > clock[0] - 36)
+    assert pair.learner.alive == 1
+
+
+def test_a_transport_thread_that_dies_is_heard_of(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise KeyError("a bug")
+
+    def told() -> RuntimeError | None:
+        try:
+            pair.learner.drain()
+        except RuntimeError as error:
+            return error
+        return None
+
+    monkeypatch.setattr(pair.learner, "_grant", broken)
+    pair.learner._wake()
+    assert isinstance(eventually(told).__cause__, KeyError)
+
+
+def test_a_replaced_life_that_says_hello_again_stays_replaced(pair: Pair) -> None:
+    first, second = pair.actor(5), pair.actor(5)
+    first._reconnect()
+    with pytest.raises(Refused, match="took its place"):
+        first.handshake(10)
+    pair.actors.remove(first)
+    first.close()
+    pair.learner.set_insert_limit(16, 0)
+    second.send(pair.chunk(2))
+    assert pair.taken(1) == [2]
+
+
+def test_a_message_beyond_the_largest_honest_one_ends_its_connection(pair: Pair) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.linger = 0
+        monitor = stranger.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        stranger.connect(pair.address)
+        stranger.send(bytes(messages.max_message_bytes(pair.spec) + 1))
+        assert monitor.poll(10_000)
+        stranger.disable_monitor()
+        monitor.close()
+    assert pair.learner.stats.refused == 0  # it never reached the decoder
+
+
+def test_an_actor_that_never_reads_is_told_when_it_does(pair: Pair) -> None:
+    hello = messages.Hello(0, pair.config.agreement())
+    with zmq.Context() as context, context.socket(zmq.DEALER) as deaf:
+        deaf.linger, deaf.rcvhwm = 0, 1
+        deaf.connect(pair.address)
+        deaf.send(messages.encode_hello(9, hello))
+        for _ in range(20_000):
+            deaf.send(messages.encode(Header(Type.PING, 9)))
+        eventually(lambda: 9 in pair.learner._unsent_acks)
+
+
+@pytest.mark.parametrize(
+    ("bind", "found"),
+    [("*", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]"), ("192.0.2.1", "192.0.2.1")],
+)
+def test_actors_find_a_learner_that_listens_everywhere(
+    tmp_path: Path, bind: str, found: str
+) -> None:
+    assert connect_endpoint(config(bind=f"tcp://{bind}:5"), tmp_path) == f"tcp://{found}:5"

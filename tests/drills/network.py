@@ -18,7 +18,7 @@ from common.dealer import ActorEndpoint
 from common.errors import Refused
 from common.keys import create_keys, load_actor_keys
 from common.lifeline import Heartbeats
-from common.messages import Ack, Type, Weights
+from common.messages import PROTOCOL, Ack, Type, Weights
 from common.network import network_for, state_size
 from common.router import LearnerEndpoint
 from learner.replay import planned_bytes
@@ -101,11 +101,11 @@ def mismatches(folder: Path, long: bool) -> dict[int, str]:
     with RemoteLearner(folder) as learner, HonestActor(learner.address, actor_id=1, rate=20):
         ours = config(samples_per_insert=1.0, window_chunks=8, bind=learner.address)
         cases: list[tuple[dict[str, Any], int, str]] = [
-            ({"env": "tests.stamped:Stamped-v0"}, 1, "env is"),
-            ({"n_actions": 4}, 1, "n_actions is 4"),
-            ({"n_step": 2}, 1, "n_step is 2"),
-            ({"gamma": 0.5}, 1, "gamma is 0.5"),
-            ({}, 2, "protocol version 2, expected 1"),
+            ({"env": "tests.stamped:Stamped-v0"}, PROTOCOL, "env is"),
+            ({"n_actions": 4}, PROTOCOL, "n_actions is 4"),
+            ({"n_step": 2}, PROTOCOL, "n_step is 2"),
+            ({"gamma": 0.5}, PROTOCOL, "gamma is 0.5"),
+            ({}, PROTOCOL + 1, f"protocol version {PROTOCOL + 1}, expected {PROTOCOL}"),
         ]
         for other, version, named in cases if long else cases[4:]:
             refused_by_name(run_dir, dataclasses.replace(ours, **other), version, named)

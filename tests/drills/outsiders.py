@@ -49,12 +49,12 @@ TINY = Spec(SPEC.n_actions, 1, SPEC.gamma, 1)
 
 def samples() -> list[bytes]:
     """An honest message of every kind."""
-    stats = EpisodeStats(1.0, 2, 0.5, 3)
+    stats = EpisodeStats(1.0, 2)
     chunk = chunk_of(TINY, 1, 0)
     return [
         messages.encode_chunk(1, 1, chunk),
         messages.encode_chunk(1, 1, type(chunk)(chunk.frames, chunk.transitions, 1, stats)),
-        messages.encode_hello(1, Hello(3, "abc", SMALL.agreement())),
+        messages.encode_hello(1, Hello(3, SMALL.agreement())),
         messages.encode_ack(Type.ACK, 1, Ack(1, 2, 3, 4)),
         messages.encode_reject(1, Reject("why", 3)),
         messages.encode_report(1, {"play": 0.5}),

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import platform
+import subprocess
 import sys
 import time
 import traceback
@@ -12,6 +13,7 @@ from typing import Any
 
 from benchmarks.measure import FULL, SHORT, Form, NotMeasured, Row, as_json, as_markdown, as_table
 from benchmarks.peers.environment import Peers, default_folder
+from benchmarks.worker import ROOT
 from common.config import VERSION
 from common.machine import cores
 
@@ -104,7 +106,7 @@ def about(form: Form) -> dict[str, Any]:
     import torch
 
     return {
-        "version": VERSION,
+        "version": f"{VERSION}, {commit()}",
         "form": "full" if form.full else "short",
         "machine": f"{cores()} cores of {processor()}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -112,6 +114,16 @@ def about(form: Form) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d %H:%M %Z"),
     }
+
+
+def commit() -> str:
+    """Of the code that is measured, where git can tell."""
+    words = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return "commit unknown"
+    return done.stdout.strip() or "commit unknown"
 
 
 def processor() -> str:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from actors.env import SKIP, open_env
-from actors.game import make_game
+from actors.game import frames_of, make_game
 from actors.observations import Observations
 from actors.player import Player
 from actors.policy import epsilon_greedy
+from actors.screen import Screens
 from benchmarks.measure import (
     AHEAD,
     ENV_STEPS,
@@ -26,15 +27,19 @@ from benchmarks.measure import (
     steadily,
 )
 from benchmarks.peers.environment import Peers
-from benchmarks.worker import Worker, versus
+from benchmarks.worker import ROOT, Worker, versus
 from common.config import Config
-from common.network import network_for
+from common.machine import multiplies_bfloat16
+from common.network import DQN, load_state_vector, network_for, state_vector
+from common.policy_file import load_policy
 from common.presets import make_config
 from launch import learner_environment
 
 GAME = "PongNoFrameskip-v4"
 CALLS = 64  # of step() between two looks at the clock
 GAMES_TRIED, OFTEN_BEST = (1, 2, 4, 8, 16), (8, 16)  # per actor; in the full and the short form
+SCRIPTED_STEPS = 1_500  # of each game: some win or lose a whole one
+IDLE_STEPS = 7
 WRAPPED, ACTOR = "one wrapped Pong game, one thread", "a whole actor process"
 
 
@@ -42,6 +47,11 @@ def greedy(games: int, **overrides: object) -> Config:
     """The preset `pong`, always playing what its network prefers."""
     always = {"epsilon_start": 0.0, "epsilon_final": 0.0}
     return make_config("pong", n_actions=6, envs_per_actor=games, **always, **overrides)
+
+
+def precision_here() -> str:
+    """What networks calculate in on this machine."""
+    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 # -- sides ----------------------------------------------------------------------------------------
@@ -105,9 +115,63 @@ def inference_sides(games: int) -> dict[str, Side]:
     return {"infer": steadily(infer)}
 
 
+def games_sides(games: int) -> dict[str, Side]:
+    """An actor's games alone: emulators, frames made in one go, and stacks, played as a trained
+    policy plays them. In env steps."""
+    torch.set_num_threads(1)
+    config, rng = greedy(games), np.random.default_rng(0)
+    network, screens, seen = trained(config), Screens(games), Observations(games)
+    playing = [make_game(GAME, screens=screens) for _ in range(games)]
+
+    def begin(i: int) -> None:
+        seen.begin(i, playing[i].reset())
+
+    def play_all(actions: list[int]) -> None:
+        steps = [game.step(action) for game, action in zip(playing, actions, strict=True)]
+        frames = frames_of(playing, screens)
+        for i, step in enumerate(steps):
+            if step.game_over:
+                begin(i)
+            else:
+                seen.push(i, frames[i])
+
+    for i in range(games):
+        begin(i)
+        for _ in range(IDLE_STEPS * i):  # or all games would be the same one
+            playing[i].step(0)
+            seen.push(i, playing[i].frame())
+    starts, script = [game.state_dict() for game in playing], []
+    for _ in range(SCRIPTED_STEPS):
+        script.append(epsilon_greedy(network, seen.obs, 0.0, rng).tolist())
+        play_all(script[-1])
+    turns = itertools.count()
+
+    def play() -> int:
+        turn = next(turns) % len(script)
+        if turn == 0:
+            for game, start in zip(playing, starts, strict=True):
+                game.load_state_dict(start)
+        play_all(script[turn])
+        return games
+
+    return {"play": steadily(play)}
+
+
+def trained(config: Config) -> DQN:
+    """The policy that ships, for a configuration with its network."""
+    network = network_for(config).for_inference()
+    load_state_vector(network, trained_vector())
+    return network
+
+
+def trained_vector() -> np.ndarray:
+    return state_vector(load_policy(ROOT / "pretrained" / "pong.safetensors").network)
+
+
 def all_joined(config: Config) -> Player:
-    """A player whose games have all begun."""
+    """A player whose games have all begun, with a trained policy."""
     player = Player(config, [0])
+    player.load_weights(0, trained_vector())
     while len(player.games) < config.envs_per_actor:
         player.step(0.0)
     return player
@@ -183,34 +247,34 @@ def whole_actor(form: Form, peers: Peers) -> list[Row]:
     games = best_games(form)
     with ExitStack() as stack:
         actor = stack.enter_context(connected(games))
-        game = stack.enter_context(Worker("benchmarks.acting:emulation_sides"))
-        network = stack.enter_context(Worker("benchmarks.acting:inference_sides", games=games))
-        sides = {
-            "actor": actor.sides["arrive"],
-            "game": game.sides["wrapped"],
-            "inference": network.sides["infer"],
+        alone = {
+            n: stack.enter_context(Worker("benchmarks.acting:games_sides", games=n))
+            for n in (1, games)
         }
+        network = stack.enter_context(Worker("benchmarks.acting:inference_sides", games=games))
+        sides = {"actor": actor.sides["arrive"], "inference": network.sides["infer"]}
+        sides |= {f"{n} games": worker.sides["play"] for n, worker in alone.items()}
         seen = alternate(sides, form.rounds, form.seconds)
-    pairs = zip(seen["game"], seen["inference"], strict=True)
-    limits = [1 / (1 / game + 1 / inference) for game, inference in pairs]
+
+    def limits(n: int) -> list[float]:
+        pairs = zip(seen[f"{n} games"], seen["inference"], strict=True)
+        return [1 / (1 / game + 1 / inference) for game, inference in pairs]
+
+    note = f"{games} games, best of {', '.join(map(str, tried(form)))}"
+    one = "a game and the inference alone"
+    all_of_them = f"its {games} games, their frames made in one go, and the inference alone"
     return [
-        Row(
-            3,
-            ACTOR,
-            ENV_STEPS,
-            "its game and its inference alone",
-            Goal(0.92),
-            seen["actor"],
-            limits,
-            f"{games} games, best of {', '.join(map(str, tried(form)))}",
-        )
+        Row(3, ACTOR, ENV_STEPS, one, Goal(0.92), seen["actor"], limits(1), note),
+        Row(3, ACTOR, ENV_STEPS, all_of_them, None, seen["actor"], limits(games), note),
     ]
 
 
 def plain_actor(form: Form, peers: Peers) -> list[Row]:
     """Row 4: an actor process against the one that anybody writes first."""
-    others = {"plain actor (gymnasium, batch 1)": partial(peers.start, "plain:actor_sides")}
+    name = "plain actor (gymnasium, batch 1, float32)"
+    others = {name: partial(peers.start, "plain:actor_sides")}
     games = best_games(form)
-    row = Row(4, ACTOR, ENV_STEPS, "", Goal(2.0), note=f"{games} games")
+    what = f"{ACTOR}, {precision_here()}"
+    row = Row(4, what, ENV_STEPS, "", Goal(2.0), note=f"{games} games")
     with connected(games) as ours:
         return versus(row, ours.sides["arrive"], others, form)

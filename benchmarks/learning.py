@@ -1,5 +1,6 @@
 """Rows 7 and 8: updates, replay included, against the bare computation and against peers."""
 
+import dataclasses
 import shutil
 import tempfile
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.acting import precision_here
 from benchmarks.experience import played
 from benchmarks.measure import (
     UPDATES,
@@ -29,7 +31,8 @@ from common.machine import cores, multiplies_bfloat16
 from common.network import network_for
 from common.presets import make_config
 from launch import learner_environment
-from learner.dqn import td_loss
+from learner.adam import Adam
+from learner.dqn import Trainer, td_loss
 from learner.learner import Learner
 from learner.replay import TransitionBatch
 
@@ -58,7 +61,14 @@ def learner_sides(
         learner.trainer.update(preloaded)
         return 1
 
+    in_float32 = Trainer(dataclasses.replace(config, precision="float32"), learner.trainer.device)
+
+    def compute_in_float32() -> int:
+        in_float32.update(preloaded)
+        return 1
+
     steps = {"learner": update, "trainer": compute, "plain": plain(preloaded, network)}
+    steps["trainer, float32"] = compute_in_float32
     for channels_last in (False, True):
         layout = "NHWC" if channels_last else "NCHW"
         steps[f"eager {layout}"] = bare(config, preloaded, channels_last, False)
@@ -107,12 +117,16 @@ def bare(config: Config, batch: TransitionBatch, channels_last: bool, compiled: 
         obs, batch.action, batch.n_step_return, batch.discount, next_obs, batch.weight
     )
     on_gpu = device.type == "cuda"
-    optimizer = torch.optim.Adam(online.parameters(), lr=1e-4, fused=True, capturable=on_gpu)
+    optimizer = (
+        torch.optim.Adam(online.parameters(), lr=1e-4, fused=True, capturable=True)
+        if on_gpu
+        else Adam(online.parameters(), learning_rate=1e-4, epsilon=1e-8)  # the same kernel, sooner
+    )
     loss_of = torch.compile(td_loss) if compiled else td_loss
 
     def step() -> int:
         loss, _, _ = loss_of(online, target, batch, config.double, config.loss)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return 1
@@ -123,7 +137,8 @@ def bare(config: Config, batch: TransitionBatch, channels_last: bool, compiled: 
 def plain(batch: TransitionBatch, network: str) -> Step:
     """The straightforward eager form."""
     learner = PlainLearner(network)
-    columns = batch.obs, batch.action, batch.n_step_return, batch.discount, batch.next_obs
+    obs, next_obs = batch.obs.contiguous(), batch.next_obs.contiguous()  # NCHW in memory too
+    columns = obs, batch.action, batch.n_step_return, batch.discount, next_obs
 
     def step() -> int:
         learner.update(*columns)
@@ -140,11 +155,6 @@ def cases(form: Form) -> list[tuple[int, int]]:
     if not form.full:
         return [(32, 1)]
     return [(batch, threads) for batch in (32, 128) for threads in (1, 2) if threads <= cores()]
-
-
-def precision_here() -> str:
-    """What a learner calculates in on this machine."""
-    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 def learner_worker(
@@ -170,14 +180,23 @@ def updates(form: Form, peers: Peers) -> Iterator[Row]:
     for batch, threads in cases(form):
         with learner_worker(batch, network, threads, compiled=compiled) as worker:
             sides = dict(worker.sides)
-            ours = {name: sides.pop(name) for name in ("learner", "trainer", "plain")}
+            names = ("learner", "trainer", "trainer, float32", "plain")
+            ours = {name: sides.pop(name) for name in names}
             best = fastest(sides, form.seconds)
             seen = alternate({**ours, "bare": sides[best]}, form.rounds, form.seconds)
-        case = f"batch {batch}, {threads} thread(s), {precision_here()}"
-        bare, replayed = f"bare computation ({best}{untried})", f"updates with replay, {case}"
+        case, here = f"batch {batch}, {threads} thread(s)", precision_here()
+        bare, replayed = (
+            f"bare computation ({best}{untried})",
+            f"updates with replay, {case}, {here}",
+        )
         yield Row(7, replayed, UPDATES, bare, Goal(0.95), seen["learner"], seen["bare"])
-        what, plain = f"update of a preloaded batch, {case}", "plain eager form"
-        yield Row(7, what, UPDATES, plain, Goal(1.25), seen["trainer"], seen["plain"])
+        what, form_of = f"update of a preloaded batch, {case}", "plain eager form, float32"
+        yield Row(
+            7, f"{what}, {here}", UPDATES, form_of, Goal(1.25), seen["trainer"], seen["plain"]
+        )
+        if here != "float32":
+            figures = seen["trainer, float32"]
+            yield Row(7, f"{what}, float32", UPDATES, form_of, Goal(1.25), figures, seen["plain"])
 
 
 def peers_updates(form: Form, peers: Peers) -> Iterator[Row]:

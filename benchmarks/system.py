@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self, TypeVar
 
 from benchmarks import noted
+from benchmarks.acting import precision_here
 from benchmarks.measure import (
     ENV_STEPS,
     UPDATES,
@@ -125,9 +126,11 @@ def learning(form: Form, peers: Peers) -> list[Row]:
         "Stable-Baselines3 DQN": "stable_baselines:system_sides",
         "CleanRL-style DQN": "plain:system_sides",
     }
-    for network in (preset.network, "nature") if form.full else (preset.network,):
-        what = f"whole system, {preset.samples_per_insert} samples per insert, {network}"
-        sides = {"ours": ours("--network", network)}
+    for network, precision in systems(form):
+        what = (
+            f"whole system, {preset.samples_per_insert} samples per insert, {network}, {precision}"
+        )
+        sides = {"ours": ours("--network", network, "--precision", precision)}
         with ExitStack() as stack:
             for name, maker in others.items():
                 try:
@@ -142,6 +145,14 @@ def learning(form: Form, peers: Peers) -> list[Row]:
                 figures, references = ([f[unit] for f in seen[n]] for n in ("ours", name))
                 rows.append(Row(9, what, unit, name, goal, figures, references))
     return rows
+
+
+def systems(form: Form) -> list[tuple[str, str]]:
+    """Networks and precisions of ours; the others calculate in float32."""
+    here, network = precision_here(), Config().network
+    if not form.full:
+        return [(network, here)]
+    return [(n, p) for n in (network, "nature") for p in sorted({here, "float32"})]
 
 
 def best_threads(

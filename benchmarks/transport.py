@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.acting import connected, greedy
+from benchmarks.acting import connected, greedy, trained_vector
 from benchmarks.experience import played
 from benchmarks.measure import AHEAD, ENV_STEPS, Form, Goal, NotMeasured, Row, Side, alternate, rate
 from benchmarks.peers.environment import Peers
@@ -24,7 +24,7 @@ from common.keys import load_actor_keys, load_learner_keys
 from common.lifeline import Heartbeats
 from common.machine import cores
 from common.messages import Chunk, Spec, Weights
-from common.network import network_for, state_size, state_vector
+from common.network import network_for, state_size
 from common.router import LearnerEndpoint
 from launch import command, learner_environment
 from learner.learner import make_sampler
@@ -46,7 +46,7 @@ class Receiver:
         keys = load_learner_keys(Path(config.keys)) if config.keys else None
         self.endpoint = LearnerEndpoint(config, address, keys, silent_seconds=PAUSE_SECONDS)
         atexit.register(self.endpoint.stop)
-        self.endpoint.publish(Weights(1, state_vector(network_for(config))))
+        self.endpoint.publish(Weights(1, trained_vector()))
         self.replay = Replay(config, make_sampler(config))
         self.endpoint.start(0)
 

@@ -38,7 +38,7 @@ from pathlib import Path
 
 from common import command_line
 from common.address import remove_socket
-from common.config import VERSION, Config
+from common.config import PLAY, VERSION, Config
 from common.console import let_go, say
 from common.errors import ConfigError, NoCheckpoint, UserError
 from common.lifeline import (
@@ -179,11 +179,11 @@ def train_in_lock_step(
     from learner.checkpoint import check_saves
     from learner.learner import Learner, finish
 
-    player = Player(config, seed=[config.seed, 0, 0, 0])
+    player = Player(config, seed=[config.seed, PLAY, 0, 0])
     check_saves(player.state_dict())  # now, not at the first save
     learner = Learner(config, run_dir, resume, STARTED, player)
     keep_config()
-    reason, saved = "", time.monotonic()
+    reason, last_save = "", time.monotonic()
     while not reason:
         for chunk in player.step(epsilon_of(config, 0, learner.inserted)):
             learner.insert(chunk)
@@ -193,9 +193,9 @@ def train_in_lock_step(
                     weights = learner.weights()
                     player.load_weights(weights.version, weights.vector)
         learner.records.tick(learner, None)
-        if 0 < config.checkpoint_period_seconds < time.monotonic() - saved:
+        if 0 < config.checkpoint_period_seconds < time.monotonic() - last_save:
             learner.save_now()
-            saved = time.monotonic()
+            last_save = time.monotonic()
         reason = learner.records.finished(learner.inserted, stop.reason)
     all_written = finish(learner, None, reason)
     player.close()

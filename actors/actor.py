@@ -8,7 +8,7 @@ import torch
 
 from actors.player import Player
 from common.address import connect_endpoint
-from common.config import Config
+from common.config import PLAY, Config
 from common.console import say
 from common.dealer import ActorEndpoint, LearnerGone
 from common.keys import load_actor_keys
@@ -56,4 +56,4 @@ def life_seed(config: Config, actor_id: int, incarnation: int, env_steps: int) -
 
     env_steps: of the whole run, at the beginning of this life.
     """
-    return [config.seed, 0, actor_id, incarnation, env_steps]
+    return [config.seed, PLAY, actor_id, incarnation, env_steps]

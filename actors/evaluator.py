@@ -9,6 +9,7 @@ from actors.game import AtariGame, Game, frames_of, game_for, game_seed
 from actors.observations import Observations
 from actors.policy import epsilon_greedy
 from actors.screen import Screens
+from common.config import EVALUATION
 from common.policy_file import Policy
 
 MAX_IDLE_ENV_STEPS = 30
@@ -25,7 +26,7 @@ def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
     """
     torch.set_num_threads(1)
     config = policy.config
-    seeds = np.random.SeedSequence([seed, 2]).spawn(games + 1)
+    seeds = np.random.SeedSequence([seed, EVALUATION]).spawn(games + 1)
     rng = np.random.default_rng(seeds[-1])
     running: list[Game] = []
     seen, screens = Observations(games), Screens(games)

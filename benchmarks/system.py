@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -119,9 +119,9 @@ def ours(*flags: str, settle_seconds: float = 0.0) -> Side:
     return measure
 
 
-def learning(form: Form, peers: Peers) -> list[Row]:
+def learning(form: Form, peers: Peers) -> Iterator[Row]:
     """Row 9: the whole system against others that train as often per env step."""
-    preset, goal, rows = Config(), Goal(2.5), []
+    preset, goal = Config(), Goal(2.5)
     others = {
         "Stable-Baselines3 DQN": "stable_baselines:system_sides",
         "CleanRL-style DQN": "plain:system_sides",
@@ -137,14 +137,13 @@ def learning(form: Form, peers: Peers) -> list[Row]:
                     threads, side = best_threads(stack, maker, peers, form, network)
                     sides[f"{name}, {threads} thread(s)"] = side
                 except NotMeasured as why:
-                    rows.append(Row(9, what, ENV_STEPS, name, goal, note=str(why)))
+                    yield Row(9, what, ENV_STEPS, name, goal, note=str(why))
             rounds, seconds = (5, 15.0) if form.full else (1, 20 * form.seconds)
             seen = alternate(sides, rounds, seconds)
         for name in list(sides)[1:]:
             for unit in (ENV_STEPS, UPDATES):
                 figures, references = ([f[unit] for f in seen[n]] for n in ("ours", name))
-                rows.append(Row(9, what, unit, name, goal, figures, references))
-    return rows
+                yield Row(9, what, unit, name, goal, figures, references)
 
 
 def systems(form: Form) -> list[tuple[str, str]]:

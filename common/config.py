@@ -4,6 +4,7 @@ A bare string that starts with `## ` opens a group of flags; the string under a 
 """
 
 import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,8 +156,8 @@ class Config:
     """Older checkpoints are removed."""
 
     def __post_init__(self) -> None:
-        for name, value in _field_values(self):
-            _check_type(name, value)
+        for field in dataclasses.fields(self):
+            _check_type(field.name, getattr(self, field.name))
         for names, low, high in _RANGES:
             for name in names.split():
                 value = getattr(self, name)
@@ -257,6 +258,9 @@ class Config:
 OF_THE_GAME = frozenset({"n_actions", "frames_per_env_step"})
 """What the game is asked for, so no flags."""
 
+# The second word of every seed: streams of random numbers of one run that never meet.
+PLAY, SAMPLING, EVALUATION = 0, 1, 2
+
 _AGREED = (
     *("env", "n_actions", "noop_max", "episodic_life", "clip_rewards"),
     *("n_step", "gamma", "chunk_transitions", "network", "dueling"),
@@ -295,17 +299,13 @@ def flag(field_name: str) -> str:
     return "--" + field_name.replace("_", "-")
 
 
-def _field_values(config: Config) -> list[tuple[str, Any]]:
-    return [(f.name, getattr(config, f.name)) for f in dataclasses.fields(config)]
-
-
-_HINTS: dict[str, Any] = {}
+@functools.cache
+def _type_hints() -> dict[str, Any]:
+    return get_type_hints(Config)
 
 
 def _check_type(name: str, value: Any) -> None:
-    if not _HINTS:
-        _HINTS.update(get_type_hints(Config))
-    hint = _HINTS[name]
+    hint = _type_hints()[name]
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
             raise ConfigError(f"{flag(name)} is {value!r}, expected {' or '.join(get_args(hint))}.")

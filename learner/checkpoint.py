@@ -22,7 +22,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -139,34 +139,50 @@ class Checkpointer:
         before they could be read are left out, since the ring has forgotten them too.
         -> checksums by file name, first id kept.
         """
-        sums: dict[str, str] = {}
         if not snapshot.chunks:
-            return sums, 0
-        first = done = snapshot.chunks[0].first_id
+            return {}, 0
+        first, last = snapshot.chunks[0].first_id, snapshot.chunks[-1].end_id
+        sums, done = self._copy_segments(first, last, folder, beat)
+        fresh = [chunk for chunk in snapshot.chunks if chunk.first_id >= done]
+        segments = [fresh[i : i + _SEGMENT_CHUNKS] for i in range(0, len(fresh), _SEGMENT_CHUNKS)]
+        for wanted, (chunks, packed) in zip(segments, self._packed(segments, threads), strict=True):
+            beat()
+            if chunks != wanted:
+                first = chunks[0].first_id if chunks else wanted[-1].end_id
+            if chunks:
+                name = f"replay-{chunks[0].first_id:014d}-{chunks[-1].end_id:014d}.z"
+                sums[name] = _write_file(folder / name, packed)
+        return sums, first
+
+    def _copy_segments(
+        self, first: int, last: int, folder: Path, beat: Callable[[], None]
+    ) -> tuple[dict[str, str], int]:
+        """Those of the newest checkpoint, whole ones in a row, that hold transitions from `first`
+        on and none beyond `last`. -> checksums by file name, end of what they hold."""
+        sums: dict[str, str] = {}
+        done = first
         for path, expected in _segments_of(list_checkpoints(self.folder)[:1]):
             start, end = _segment_range(path)
-            if end > first and start <= done and end <= snapshot.chunks[-1].end_id:
+            if end > first and start <= done and end <= last:
                 beat()
                 content = _read_if_whole(path, expected)
                 if content is None:
                     break  # this and what follows is taken from the ring again
                 sums[path.name] = _write_file(folder / path.name, content)
                 done = end
-        fresh = [chunk for chunk in snapshot.chunks if chunk.first_id >= done]
-        segments = [fresh[i : i + _SEGMENT_CHUNKS] for i in range(0, len(fresh), _SEGMENT_CHUNKS)]
+        return sums, done
+
+    def _packed(
+        self, segments: list[list[StoredChunk]], threads: int
+    ) -> Iterator[tuple[list[StoredChunk], bytes]]:
+        """Each segment packed, in order; at most 2 * threads of them wait to be written."""
+        pack = partial(_pack_live, self.replay)
+        if threads == 1:  # beside training: one core, least memory
+            yield from map(pack, segments)
+            return
         with ThreadPoolExecutor(threads) as pool:  # zlib works without the interpreter's lock
-            in_turn = pool.map if threads > 1 else map  # beside training: one core, least memory
-            pack, few = partial(_pack_live, self.replay), 2 * threads  # what waits to be written
-            batches = (segments[i : i + few] for i in range(0, len(segments), few))
-            packings = (packed for batch in batches for packed in in_turn(pack, batch))
-            for wanted, (chunks, packed) in zip(segments, packings, strict=True):
-                beat()
-                if chunks != wanted:
-                    first = chunks[0].first_id if chunks else wanted[-1].end_id
-                if chunks:
-                    name = f"replay-{chunks[0].first_id:014d}-{chunks[-1].end_id:014d}.z"
-                    sums[name] = _write_file(folder / name, packed)
-        return sums, first
+            for i in range(0, len(segments), 2 * threads):
+                yield from pool.map(pack, segments[i : i + 2 * threads])
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

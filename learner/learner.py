@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common.address import endpoint
-from common.config import Config
+from common.config import SAMPLING, Config
 from common.console import say
 from common.errors import INTERRUPTED, ConfigError, Mismatch
 from common.keys import load_learner_keys
@@ -273,7 +273,7 @@ def learn(
     learner: Learner, transport: LearnerEndpoint, stop: StopSignal, beat: Callable[[], None]
 ) -> str:
     """The loop. -> why it ended."""
-    reason, period, saved = "", learner.config.checkpoint_period_seconds, time.monotonic()
+    reason, period, last_save = "", learner.config.checkpoint_period_seconds, time.monotonic()
     while not reason:
         beat()
         for chunk in transport.drain():
@@ -288,8 +288,8 @@ def learn(
                 transport.wait(0.1)
         transport.set_insert_limit(learner.insert_limit(), learner.inserted)
         learner.records.tick(learner, transport)
-        if 0 < period < time.monotonic() - saved:
-            saved = time.monotonic()
+        if 0 < period < time.monotonic() - last_save:
+            last_save = time.monotonic()
             learner.save()
         reason = learner.records.finished(learner.inserted, stop.reason)
     return reason
@@ -314,7 +314,7 @@ def open_transport(config: Config, run_dir: Path) -> LearnerEndpoint:
 
 
 def make_sampler(config: Config) -> Sampler:
-    rng = np.random.default_rng([config.seed, 1])
+    rng = np.random.default_rng([config.seed, SAMPLING])
     if not config.prioritized:
         return UniformSampler(rng)
     return PrioritizedSampler(

@@ -156,7 +156,7 @@ def weights_of_nan(run_dir: Path) -> None:
     learner.publish(Weights(7, np.full(size, np.nan, np.float32)))
     learner.start(0)
     try:
-        refused_by_name(run_dir, settings, 1, "weights version 7 are not finite")
+        refused_by_name(run_dir, settings, PROTOCOL, "weights version 7 are not finite")
     finally:
         learner.stop()
 

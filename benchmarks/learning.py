@@ -185,18 +185,14 @@ def updates(form: Form, peers: Peers) -> Iterator[Row]:
             best = fastest(sides, form.seconds)
             seen = alternate({**ours, "bare": sides[best]}, form.rounds, form.seconds)
         case, here = f"batch {batch}, {threads} thread(s)", precision_here()
-        bare, replayed = (
-            f"bare computation ({best}{untried})",
-            f"updates with replay, {case}, {here}",
-        )
-        yield Row(7, replayed, UPDATES, bare, Goal(0.95), seen["learner"], seen["bare"])
-        what, form_of = f"update of a preloaded batch, {case}", "plain eager form, float32"
-        yield Row(
-            7, f"{what}, {here}", UPDATES, form_of, Goal(1.25), seen["trainer"], seen["plain"]
-        )
-        if here != "float32":
-            figures = seen["trainer, float32"]
-            yield Row(7, f"{what}, float32", UPDATES, form_of, Goal(1.25), figures, seen["plain"])
+        bare = f"bare computation ({best}{untried})"
+        what = f"updates with replay, {case}, {here}"
+        yield Row(7, what, UPDATES, bare, Goal(0.95), seen["learner"], seen["bare"])
+        plain = "plain eager form, float32"
+        trainers = {here: seen["trainer"], "float32": seen["trainer, float32"]}
+        for precision, figures in trainers.items():
+            what = f"update of a preloaded batch, {case}, {precision}"
+            yield Row(7, what, UPDATES, plain, Goal(1.25), figures, seen["plain"])
 
 
 def peers_updates(form: Form, peers: Peers) -> Iterator[Row]:

@@ -22,7 +22,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -145,13 +145,16 @@ class Checkpointer:
         sums, done = self._copy_segments(first, last, folder, beat)
         fresh = [chunk for chunk in snapshot.chunks if chunk.first_id >= done]
         segments = [fresh[i : i + _SEGMENT_CHUNKS] for i in range(0, len(fresh), _SEGMENT_CHUNKS)]
-        for wanted, (chunks, packed) in zip(segments, self._packed(segments, threads), strict=True):
-            beat()
-            if chunks != wanted:
-                first = chunks[0].first_id if chunks else wanted[-1].end_id
-            if chunks:
-                name = f"replay-{chunks[0].first_id:014d}-{chunks[-1].end_id:014d}.z"
-                sums[name] = _write_file(folder / name, packed)
+        with contextlib.closing(
+            self._packed(segments, threads)
+        ) as packings:  # its threads too, if one fails
+            for wanted, (chunks, packed) in zip(segments, packings, strict=True):
+                beat()
+                if chunks != wanted:
+                    first = chunks[0].first_id if chunks else wanted[-1].end_id
+                if chunks:
+                    name = f"replay-{chunks[0].first_id:014d}-{chunks[-1].end_id:014d}.z"
+                    sums[name] = _write_file(folder / name, packed)
         return sums, first
 
     def _copy_segments(
@@ -174,7 +177,7 @@ class Checkpointer:
 
     def _packed(
         self, segments: list[list[StoredChunk]], threads: int
-    ) -> Iterator[tuple[list[StoredChunk], bytes]]:
+    ) -> Generator[tuple[list[StoredChunk], bytes], None, None]:
         """Each segment packed, in order; at most 2 * threads of them wait to be written."""
         pack = partial(_pack_live, self.replay)
         if threads == 1:  # beside training: one core, least memory

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -490,3 +491,18 @@ def test_a_long_last_save_shows_life_all_the_while(
         snapshot = Snapshot(number, {"w": torch.zeros(1)}, {}, list(replay.chunks))
         Checkpointer(tmp_path, replay, 2).save_now(snapshot, lambda: beats.append(None))
         assert len(beats) - before > len(replay.chunks)
+
+
+def test_a_save_that_fails_leaves_no_thread_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_SEGMENT_CHUNKS", 1)
+    monkeypatch.setattr(checkpoint, "cores", lambda: 2)
+    monkeypatch.setattr(checkpoint, "_write_file", full)
+    before = set(threading.enumerate())
+    failed = save(tmp_path, make_replay(chunks=10), 1)
+    assert isinstance(failed.error, OSError)
+    assert set(threading.enumerate()) <= before

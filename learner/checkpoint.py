@@ -145,9 +145,8 @@ class Checkpointer:
         sums, done = self._copy_segments(first, last, folder, beat)
         fresh = [chunk for chunk in snapshot.chunks if chunk.first_id >= done]
         segments = [fresh[i : i + _SEGMENT_CHUNKS] for i in range(0, len(fresh), _SEGMENT_CHUNKS)]
-        with contextlib.closing(
-            self._packed(segments, threads)
-        ) as packings:  # its threads too, if one fails
+        # Closed, and with it its threads, where writing fails too.
+        with contextlib.closing(self._packed(segments, threads)) as packings:
             for wanted, (chunks, packed) in zip(segments, packings, strict=True):
                 beat()
                 if chunks != wanted:

@@ -20,7 +20,7 @@ import numpy as np
 from common.config import FRAME_SHAPE, STACK, Config
 
 MAGIC = b"VLY1"
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_META_BYTES = 4096
 MAX_ACTORS = 4096
 MAX_RETURN = 1e6  # of n steps; its square must be far from what float32 can hold

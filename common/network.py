@@ -49,9 +49,7 @@ class DQN(nn.Module):
         self.in_bfloat16 = bfloat16
         self.input_shape, self.n_actions, self.dueling = input_shape, n_actions, dueling
         (channels, kernel, stride), *others = _CONVOLUTIONS[network]
-        self.first = nn.Conv2d(input_shape[0], channels, kernel, stride, bias=False)
-        bound = (input_shape[0] * kernel**2) ** -0.5  # as nn.Conv2d draws its own
-        self.first_bias = nn.Parameter(torch.empty(channels, 1, 1).uniform_(-bound, bound))
+        self.first = nn.Conv2d(input_shape[0], channels, kernel, stride)
         layers: list[nn.Module] = [nn.ReLU()]
         for filters, kernel, stride in others:
             layers += [nn.Conv2d(channels, filters, kernel, stride), nn.ReLU()]
@@ -90,8 +88,9 @@ class DQN(nn.Module):
         obs, mean = (x.contiguous(memory_format=torch.channels_last) for x in (obs, mean))
         x = obs.to(exact).sub_(mean).to(factor)
         with self._rounding(obs.device):
-            weight, bias = self.first.weight / self.pixel_scale, self.first_bias.flatten()
-            features: Tensor = self.rest(F.conv2d(x, weight, bias, self.first.stride))
+            weight = self.first.weight / self.pixel_scale
+            first = F.conv2d(x, weight, self.first.bias, self.first.stride)
+            features: Tensor = self.rest(first)
         return features
 
     def _stream(self, layers: nn.Sequential, features: Tensor) -> Tensor:

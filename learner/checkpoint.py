@@ -41,7 +41,7 @@ from common.machine import cores
 from common.messages import TRANSITION_DTYPE, Chunk
 from learner.replay import Replay, StoredChunk
 
-FORMAT = 7  # of state.json
+FORMAT = 8  # of state.json
 _REPLACED = "-replaced"
 _ASIDE = "unused-"  # before the name of a checkpoint that a resumed run did not go on from
 _SEGMENT_CHUNKS = 64

@@ -280,7 +280,7 @@ def test_a_network_of_which_a_layer_is_silent_is_dead(precision: str, silent: st
     trainer.update(random_batch(1))
     assert not trainer.is_dead
     hidden = trainer.online.advantage[0]
-    first = trainer.online.first.weight, trainer.online.first_bias
+    first = trainer.online.first.weight, trainer.online.first.bias
     weight, bias = first if silent == "first" else (hidden.weight, hidden.bias)
     with torch.no_grad():
         weight.zero_()

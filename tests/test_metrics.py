@@ -258,7 +258,7 @@ def test_a_network_that_is_dead_is_told_once_a_minute(
     assert told(20) == 0
     with torch.no_grad():
         learner.trainer.online.first.weight.zero_()
-        learner.trainer.online.first_bias.fill_(-1.0)
+        learner.trainer.online.first.bias.fill_(-1.0)
     learner.update()
     assert [told(30), told(60), told(91)] == [1, 0, 1]
     learner.records.metrics.close()

@@ -38,7 +38,7 @@ def test_the_dueling_head_is_value_plus_centred_advantage() -> None:
 def plainly(network: DQN, obs: torch.Tensor) -> torch.Tensor:
     """Scale first, then convolve: what folding must equal."""
     x = (obs.float() - network.pixel_mean) / network.pixel_scale
-    q: torch.Tensor = network.advantage(network.rest(network.first(x) + network.first_bias))
+    q: torch.Tensor = network.advantage(network.rest(network.first(x)))
     return q
 
 

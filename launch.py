@@ -189,7 +189,7 @@ def train_in_lock_step(
             learner.insert(chunk)
             while learner.may_sample():
                 learner.update()
-                if learner.weights_due():
+                if learner.weights_version > player.weights_version:
                     weights = learner.weights()
                     player.load_weights(weights.version, weights.vector)
         learner.records.tick(learner, None)

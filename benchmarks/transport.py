@@ -1,12 +1,15 @@
 """Rows 5, 6 and 12: from actors to the replay, and from an update to the actors."""
 
 import atexit
+import itertools
+import math
 import os
 import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +30,7 @@ from common.messages import Chunk, Spec, Weights
 from common.network import network_for, state_size
 from common.router import LearnerEndpoint
 from launch import command, learner_environment
-from learner.learner import make_sampler
+from learner.learner import PUBLISH_SECONDS, make_sampler
 from learner.replay import Replay
 
 SENDERS = 8
@@ -46,9 +49,16 @@ class Receiver:
         keys = load_learner_keys(Path(config.keys)) if config.keys else None
         self.endpoint = LearnerEndpoint(config, address, keys, silent_seconds=PAUSE_SECONDS)
         atexit.register(self.endpoint.stop)
-        self.endpoint.publish(Weights(1, trained_vector()))
+        self._versions, self._vector = itertools.count(1), trained_vector()
+        self.publish()
         self.replay = Replay(config, make_sampler(config))
         self.endpoint.start(0)
+
+    def publish(self) -> int:
+        """A new version of the same weights. -> its number."""
+        version = next(self._versions)
+        self.endpoint.publish(Weights(version, self._vector))
+        return version
 
     def take(self, at_most_seconds: float = 1.0) -> int:
         """Store what has arrived, waiting for a first chunk. -> transitions."""
@@ -65,12 +75,20 @@ class Receiver:
         room = 2 * windows * self.config.chunk_transitions
         self.endpoint.set_insert_limit(self.taken + room, self.taken)
 
-    def arrive(self, seconds: float) -> float:
-        """Env steps/s that arrive and are stored; the actors are idle before and after."""
+    def arrive(self, seconds: float, publish_seconds: float = math.inf) -> float:
+        """Env steps/s that arrive and are stored; the actors are idle before and after.
+
+        publish_seconds: from one version of the weights to the next.
+        """
+        due = time.monotonic() + publish_seconds
 
         def step() -> int:
+            nonlocal due
+            if time.monotonic() >= due:
+                self.publish()
+                due += publish_seconds
             self.welcome()
-            return self.take()
+            return self.take(min(1.0, max(0.0, due - time.monotonic())))
 
         figure = rate(step, seconds)
         while self.take(QUIET_SECONDS):
@@ -107,7 +125,8 @@ def connected_sides(actors: int, games: int) -> dict[str, Side]:
             raise NotMeasured("the actors did not come up")
     while receiver.take(QUIET_SECONDS):
         pass
-    return {"arrive": receiver.arrive}
+    learning = partial(receiver.arrive, publish_seconds=PUBLISH_SECONDS)
+    return {"arrive": receiver.arrive, "arrive, new weights": learning}
 
 
 def actor_environment(config: Config) -> dict[str, str]:
@@ -208,18 +227,21 @@ class PreparedSender(ActorEndpoint):
 
 
 def arriving(form: Form, peers: Peers) -> list[Row]:
-    """Row 5: actors that are connected against as many that are not."""
+    """Row 5: actors that are connected against as many that are not; and what new weights cost."""
     rows, games = [], Config().envs_per_actor
     most = max(1, cores() - 1)  # one core receives
     for actors in [n for n in (1, 2, 4, 8, 15) if n <= most]:
         alone = Worker("benchmarks.acting:unconnected_sides", games=games)
         with alone, connected(games, actors) as together:
-            sides = {"connected": together.sides["arrive"], "alone": alone.sides["play"]}
-            seen = alternate(sides, form.rounds, form.seconds)
+            seen = alternate(
+                {**together.sides, "alone": alone.sides["play"]}, form.rounds, form.seconds
+            )
         references = [actors * figure for figure in seen["alone"]]
         what = f"arriving in the replay, {actors} actor(s) of {games} games"
         against = f"{actors} times one actor not connected"
-        rows.append(Row(5, what, ENV_STEPS, against, Goal(0.97), seen["connected"], references))
+        rows.append(Row(5, what, ENV_STEPS, against, Goal(0.97), seen["arrive"], references))
+        what += f", new weights every {PUBLISH_SECONDS:g} s"
+        rows.append(Row(5, what, ENV_STEPS, against, None, seen["arrive, new weights"], references))
     return rows
 
 

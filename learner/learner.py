@@ -35,6 +35,9 @@ from learner.replay import (
 )
 
 STANDARDIZE_FRAMES = 4096
+# From one version of the weights to the next that actors are given, at least: each costs them some
+# milliseconds (docs/performance.md, "What was tried").
+PUBLISH_SECONDS = 0.1
 
 
 class Player(Protocol):
@@ -143,7 +146,8 @@ class Learner:
             self.limiter = self.limiter.at_ratio(ratio, self.inserted)
 
     def update(self) -> None:
-        """One batch, one gradient step."""
+        """One batch, one gradient step; after every publish_period_updates a new version of the
+        policy."""
         with self.timings.section("sample"):
             batch, ids = self.replay.sample(self.config.batch_size)
             batch = batch.to(self.trainer.device)
@@ -152,15 +156,13 @@ class Learner:
         self.replay.sampler.update(ids, td_error.cpu().numpy())
         self.sampled += self.config.batch_size
         self.records.updated(stats)
-
-    def weights_due(self) -> bool:
-        return self.updates % self.config.publish_period_updates == 0
+        if self.updates % self.config.publish_period_updates == 0:
+            self.trainer.average_policy()
+            self.weights_version += 1
 
     def weights(self) -> Weights:
-        """The next version for the actors. Raises NotFinite rather than publish NaN."""
+        """The newest version for the actors. Raises NotFinite rather than publish NaN."""
         self.trainer.check_weights()
-        self.trainer.average_policy()
-        self.weights_version += 1
         return Weights(self.weights_version, state_vector(self.trainer.policy))
 
     def save_policy(self) -> None:
@@ -257,7 +259,7 @@ def run_learner(
     transport = open_transport(config, run_dir)  # first: an address in use leaves no trace
     try:
         learner = Learner(config, run_dir, resume, started)
-        transport.publish(Weights(learner.weights_version, state_vector(learner.trainer.policy)))
+        transport.publish(learner.weights())
         transport.set_insert_limit(learner.insert_limit(), learner.inserted)
         transport.start(learner.inserted)
         reason = learn(learner, transport, stop, beat)
@@ -274,18 +276,20 @@ def learn(
 ) -> str:
     """The loop. -> why it ended."""
     reason, period, last_save = "", learner.config.checkpoint_period_seconds, time.monotonic()
+    published, next_publish = learner.weights_version, 0.0
     while not reason:
         beat()
         for chunk in transport.drain():
             learner.insert(chunk)
         if learner.may_sample():
             learner.update()
-            if learner.weights_due():
-                with learner.timings.section("publish"):
-                    transport.publish(learner.weights())
         else:
             with learner.timings.section("wait"):
                 transport.wait(0.1)
+        if learner.weights_version > published and time.monotonic() >= next_publish:
+            with learner.timings.section("publish"):
+                transport.publish(learner.weights())
+            published, next_publish = learner.weights_version, time.monotonic() + PUBLISH_SECONDS
         transport.set_insert_limit(learner.insert_limit(), learner.inserted)
         learner.records.tick(learner, transport)
         if 0 < period < time.monotonic() - last_save:

@@ -23,7 +23,7 @@ from common.policy_file import load_policy
 from common.router import LearnerEndpoint
 from learner.checkpoint import Checkpointer, list_checkpoints
 from learner.dqn import NotFinite
-from learner.learner import Learner, make_sampler, run_learner
+from learner.learner import Learner, learn, make_sampler, run_learner
 from learner.prioritized import PrioritizedSampler
 from tests.builders import chunk_of, config
 
@@ -92,8 +92,10 @@ def test_td_errors_become_the_priorities_of_what_was_drawn_and_of_nothing_else(
 
 
 def test_what_is_published_kept_and_saved_is_the_averaged_policy(folder: Folder) -> None:
-    learner = folder.learner(config(policy_average_updates=500), chunks=20)
+    settings = config(policy_average_updates=500, publish_period_updates=1)
+    learner = folder.learner(settings, chunks=20)
     moved(learner.trainer.online, 0.01)
+    learner.update()
     published = learner.weights().vector
     averaged, online = (state_vector(n) for n in (learner.trainer.policy, learner.trainer.online))
     assert np.array_equal(published, averaged)
@@ -115,6 +117,33 @@ def test_weights_that_are_not_finite_go_nowhere(folder: Folder) -> None:
     assert learner.weights_version == 0
     assert not (folder.path / "best.safetensors").exists()
     assert list_checkpoints(folder.path / "checkpoints") == []
+
+
+def test_actors_are_given_each_version_or_ten_times_a_second_the_newest(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = folder.learner(config(publish_period_updates=2), chunks=20)
+    clock, turn, given = [0.0], [0], []
+    told: Any = SimpleNamespace(reason="")
+
+    def beat() -> None:
+        """Twelve quick updates, two turns that wait for data, four slow updates."""
+        turn[0] += 1
+        clock[0] += 0.03 if turn[0] <= 14 else 0.2
+        told.reason = "Told to stop." if turn[0] == 18 else ""
+
+    transport: Any = SimpleNamespace(
+        drain=list,
+        publish=lambda weights: given.append((round(clock[0], 2), weights.version)),
+        set_insert_limit=lambda *_: None,
+        wait=lambda _: None,
+    )
+    monkeypatch.setattr("learner.learner.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(learner.records, "tick", lambda *_: None)
+    monkeypatch.setattr(learner, "may_sample", lambda: turn[0] not in (13, 14))
+    learn(learner, transport, told, beat)
+    quick, waiting = [(0.06, 1), (0.18, 3), (0.30, 5)], [(0.42, 6)]
+    assert given == [*quick, *waiting, (0.82, 7), (1.22, 8)]
 
 
 def test_the_input_is_standardized_once_by_what_warm_up_has_shown(folder: Folder) -> None:

@@ -23,8 +23,8 @@ from common import messages
 from common.address import endpoint
 from common.config import Config
 from common.keys import create_keys
-from common.messages import Ack, Chunk, Header, Type, Weights
-from common.network import network_for, state_size, state_vector
+from common.messages import Ack, Chunk, Header, Type
+from common.network import network_for, state_size
 from common.presets import make_config
 from launch import learner_environment
 
@@ -102,7 +102,6 @@ def router_sides(folder: str, bind: str, keys: str) -> dict[str, Side]:
     """The learner's endpoint: `threads` tells the CPU seconds that each thread has used."""
     receiver = Receiver(transport_config(bind, keys), Path(folder))
     (router,) = (thread for thread in threading.enumerate() if thread.name == "transport")
-    vector, version = state_vector(network_for(receiver.config)), 1
 
     def threads(_: float) -> Figures:
         assert router.ident
@@ -119,9 +118,7 @@ def router_sides(folder: str, bind: str, keys: str) -> dict[str, Side]:
 
     def publish(_: float) -> int:
         """A version, announced when this returns."""
-        nonlocal version
-        version += 1
-        receiver.endpoint.publish(Weights(version, vector))
+        version = receiver.publish()
         time.sleep(0.02)
         return version
 

@@ -4,7 +4,7 @@
 run folder; CLOCK_MONOTONIC is one clock for all processes of a machine. Noted are
 
     update 1       the end of the first update
-    published V    the end of the update after which weights version V went out
+    published V    the end of the update that made weights version V, of one that went out
     played V       the end of an actor's first env step by weights of version V (-1: none yet)
     step N         the same moment, with the env steps that the actor had taken by then
 """
@@ -48,15 +48,20 @@ def note_learner(book: Notebook) -> None:
     from learner import learner
 
     class NotingLearner(learner.Learner):
+        made = 0  # moment, of the newest version
+
         def update(self) -> None:
+            version = self.weights_version
             super().update()
             if self.updates == 1:
                 book.note("update", 1)
+            if self.weights_version > version:
+                self.made = time.monotonic_ns()
 
         def weights(self) -> Weights:
-            updated = time.monotonic_ns()
             weights = super().weights()
-            book.note("published", weights.version, updated)
+            if self.made:  # the first version of all is of no update
+                book.note("published", weights.version, self.made)
             return weights
 
     learner.Learner = NotingLearner  # type: ignore[misc]

@@ -86,7 +86,7 @@ class Receiver:
             nonlocal due
             if time.monotonic() >= due:
                 self.publish()
-                due += publish_seconds
+                due = time.monotonic() + publish_seconds
             self.welcome()
             return self.take(min(1.0, max(0.0, due - time.monotonic())))
 

@@ -134,7 +134,7 @@ class Config:
     target_sync_period_updates: int = 300
     """Updates between copies of the online network to the target network."""
     publish_period_updates: int = 20
-    """Updates between new weights for the actors, who are given some ten times a second at most."""
+    """Updates between new weights for the actors; their processes get ten a second at most."""
     policy_average_updates: int = 500
     """Play, and keep as the policy, an exponential average of the weights over about so many
     updates; 0: the newest weights."""

@@ -154,7 +154,7 @@ class Trainer:
     def is_dead(self) -> bool:
         """Did no gradient of the last update reach the first layer? Then the units of some layer
         are silent for the whole batch (dying ReLU), and what is before it learns nothing of it."""
-        gradient = self.online.first.weight.grad
+        gradient = self.online.get_parameter("first.bias").grad
         return gradient is not None and not gradient.any()
 
     def check_weights(self) -> None:

@@ -55,7 +55,7 @@ GPU = Variant(
         # 120 games at once reach the CPU's 10,000 and 120,000 before there was time to learn.
         "learning_starts_transitions": "20000",
         "epsilon_decay_env_steps": "300000",
-        # 2.7 MB to 15 actors: three times a second is enough, 20 updates would be 12 times.
+        # 2.7 MB to 15 actors: three times a second is enough, 20 updates would make it ten.
         "publish_period_updates": "80",
         "log_period_seconds": "2",
         "checkpoint_period_seconds": "0",

@@ -108,12 +108,13 @@ def test_what_is_published_kept_and_saved_is_the_averaged_policy(folder: Folder)
 
 
 def test_weights_that_are_not_finite_go_nowhere(folder: Folder) -> None:
-    learner = folder.learner(config(), chunks=1)
+    learner = folder.learner(config(publish_period_updates=1), chunks=20)
     with torch.no_grad():
         learner.trainer.online.first.weight[0, 0, 0, 0] = float("inf")
-    for goes in (learner.weights, learner.save_policy, learner.save_now):
+    for goes in (learner.update, learner.weights, learner.save_policy, learner.save_now):
         with pytest.raises(NotFinite):
             goes()
+    assert learner.weights_version == 0
     assert not (folder.path / "best.safetensors").exists()
     assert list_checkpoints(folder.path / "checkpoints") == []
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import FRAME_SHAPE, STACK, Config
+from common.linear import Linear
 from common.machine import multiplies_bfloat16
 
 _CONVOLUTIONS = {  # filters, kernel, stride
@@ -62,10 +63,10 @@ class DQN(nn.Module):
             width = self.convolve(torch.zeros(1, *input_shape, dtype=torch.uint8)).shape[1]
         hidden = _HIDDEN_UNITS[network]
         self.advantage = nn.Sequential(
-            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, n_actions)
+            Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, n_actions)
         )
         if dueling:
-            self.value = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+            self.value = nn.Sequential(Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self, obs: Tensor) -> Tensor:
         features = self.convolve(obs)

@@ -1,0 +1,65 @@
+"""The fully connected layer: PyTorch's, by either library."""
+
+import pytest
+import torch
+from torch import nn
+
+from common.linear import Linear
+
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
+    reason="this build of PyTorch has no oneDNN",
+)
+
+
+def twins(monkeypatch: pytest.MonkeyPatch, by_onednn: bool) -> tuple[Linear, nn.Linear]:
+    """Ours and, in float64, PyTorch's with the same weights."""
+    monkeypatch.setattr("common.linear.onednn_is_wider", lambda: by_onednn)
+    ours, exact = Linear(300, 70), nn.Linear(300, 70, dtype=torch.float64)
+    exact.load_state_dict(ours.state_dict())
+    return ours, exact
+
+
+either_library = pytest.mark.parametrize(
+    "by_onednn", [pytest.param(True, marks=needs_onednn), False]
+)
+
+
+@either_library
+@pytest.mark.parametrize("batch", [1, 2, 33])
+def test_values_and_gradients_are_those_of_a_linear_layer(
+    monkeypatch: pytest.MonkeyPatch, by_onednn: bool, batch: int
+) -> None:
+    ours, exact = twins(monkeypatch, by_onednn)
+    x = torch.randn(batch, 300, requires_grad=True)
+    wide = x.detach().double().requires_grad_()
+    y, expected = ours(x), exact(wide)
+    weights = torch.randn(batch, 70)
+    (y * weights).sum().backward()
+    (expected * weights.double()).sum().backward()
+    pairs = {"y": (y, expected), "x": (x.grad, wide.grad)}
+    for name, parameter in ours.named_parameters():
+        pairs[name] = parameter.grad, exact.get_parameter(name).grad
+    for name, (found, oracle) in pairs.items():
+        assert found is not None
+        assert oracle is not None
+        assert found.dtype == torch.float32
+        assert found.is_contiguous(), name
+        assert torch.allclose(found.double(), oracle, rtol=1e-5, atol=1e-5), name
+
+
+@needs_onednn
+def test_where_it_is_wider_onednn_multiplies_float32_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def multiplied(layer: Linear, x: torch.Tensor) -> bool:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            layer(x)
+        return any("_linear_pointwise" in event.key for event in profile.key_averages())
+
+    x = torch.randn(4, 300)
+    ours, _ = twins(monkeypatch, by_onednn=True)
+    assert multiplied(ours, x)
+    assert not multiplied(ours.to(torch.bfloat16), x.to(torch.bfloat16))
+    ours, _ = twins(monkeypatch, by_onednn=False)
+    assert not multiplied(ours, x)

@@ -1,4 +1,4 @@
-"""Rows 5, 6 and 12: from actors to the replay, and from an update to the actors."""
+"""Rows 5 and 6: from actors to the replay."""
 
 import atexit
 import itertools

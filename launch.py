@@ -31,6 +31,7 @@ if __name__ == "__main__":  # until main() knows better
 import argparse
 import contextlib
 import dataclasses
+import secrets
 import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -71,9 +72,9 @@ LIBRARIES = frozenset(
 def main(argv: list[str] | None = None) -> int:
     """-> exit code.
 
-    0 done or solved, 1 a bug, an actor that crashes again and again or a last save that failed,
-    2 usage, 3 configuration mismatch, 4 authentication, 5 no checkpoint verifies, 130 interrupted,
-    after saving, 128 + N when signal N killed the learner.
+    0 done or solved, 1 a bug, an actor that crashes or hangs again and again, training that
+    diverged or a last save that failed, 2 usage, 3 configuration mismatch, 4 authentication, 5 no
+    checkpoint verifies, 130 interrupted, after saving, 128 + N when signal N killed the learner.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words.pop(0) if words and not words[0].startswith("-") else "train"
@@ -119,7 +120,10 @@ def train(words: list[str]) -> int:
     with no_system_exit():
         game = make_game(order.config.env)
     config = dataclasses.replace(
-        order.config, n_actions=game.n_actions, frames_per_env_step=game.frames_per_env_step
+        order.config,
+        run_id=secrets.token_hex(8),
+        n_actions=game.n_actions,
+        frames_per_env_step=game.frames_per_env_step,
     )
     game.close()
     run_dir = order.resume or make_run_dir(config)
@@ -211,7 +215,7 @@ def learner(words: list[str]) -> int:
     die_with_parent(int(parent))
     run_dir = Path(folder)
     config = Config.from_json(run_dir / "config.json")
-    stop = StopSignal(*STOPS)  # from whoever signals every process
+    stop = StopSignal(*stop_signals())  # from whoever signals every process
     from learner.learner import run_learner
 
     beats = Heartbeats.open(run_dir / "heartbeats")

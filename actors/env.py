@@ -21,6 +21,7 @@ import numpy as np
 from ale_py.env import AtariEnv
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from common.errors import ConfigError
 
@@ -274,8 +275,7 @@ def open_env(env_id: str, seed: int | None = None) -> Env:
             raise ConfigError(_unknown(env_id, error)) from error
         except (gymnasium.error.Error, ValueError) as error:  # of its form, or from the game itself
             raise ConfigError(f"{env_id!r} cannot be made: {error}") from error
-    bare = env.unwrapped
-    if isinstance(bare, AtariEnv):
+    if (bare := emulator_of(env)) is not None:
         check_screen(bare.observation_space.shape)
         if not isinstance(bare._frameskip, int):
             raise ConfigError(
@@ -287,7 +287,7 @@ def open_env(env_id: str, seed: int | None = None) -> Env:
         if space.shape != (84, 84) or space.dtype != np.uint8:
             raise ConfigError(
                 f"{env_id} gives observations of shape {space.shape} and type {space.dtype}: "
-                "an environment that is not Atari must give uint8 of shape (84, 84)"
+                "anything but an Atari game as it comes must give uint8 of shape (84, 84)"
             )
         actions = env.action_space
         if not isinstance(actions, spaces.Discrete) or actions.start != 0:
@@ -296,6 +296,15 @@ def open_env(env_id: str, seed: int | None = None) -> Env:
                 "environment must take Discrete(n), numbered from 0"
             )
     return env
+
+
+def emulator_of(env: Env) -> AtariEnv | None:
+    """The Atari game that this is, None where somebody's wrapper changes what is played."""
+    while isinstance(env, (OrderEnforcing, TimeLimit)):
+        env = env.env
+    if isinstance(env, AtariEnv) and type(env) in (AtariEnv, SeededAtariEnv):
+        return env
+    return None
 
 
 def _seeded(env_id: str, seed: int | None) -> str | EnvSpec:
@@ -333,12 +342,11 @@ def make_env(
 ) -> Env:
     """The wrapped game: observations [4, 84, 84] u8, or float32 in [0, 1] with `scale`.
 
-    The defaults are the book's stack but for its scaling. An environment that is not Atari is
+    The defaults are the book's stack but for its scaling. Anything but an Atari game as it comes is
     stacked, scaled and clipped only: lives and no-ops are Atari's.
     """
     env = open_env(env_id)
-    bare = env.unwrapped
-    if isinstance(bare, AtariEnv):
+    if (bare := emulator_of(env)) is not None:
         if noop_max:
             env = NoopResetEnv(env, noop_max)
         if bare._frameskip == 1:  # else the emulator skips by itself, as ALE/...-v5 does

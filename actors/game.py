@@ -18,7 +18,7 @@ import numpy as np
 from ale_py.env import AtariEnv
 from gymnasium.wrappers import TimeLimit
 
-from actors.env import SKIP, Env, has_fire, open_env
+from actors.env import SKIP, Env, emulator_of, has_fire, open_env
 from actors.screen import Screens
 from common.config import FRAME_SHAPE, Config
 from common.errors import ConfigError
@@ -84,8 +84,7 @@ def make_game(
     Raises ConfigError when there is no such game to play.
     """
     env = open_env(env_id, seed=seed)
-    bare = env.unwrapped
-    if not isinstance(bare, AtariEnv):
+    if (bare := emulator_of(env)) is None:
         return GymGame(env)
     if env.spec is not None and env.spec.max_episode_steps is not None:
         raise ConfigError(

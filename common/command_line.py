@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.address import check_bind
-from common.config import OF_THE_GAME, VERSION, Config, flag
+from common.config import VERSION, WITHOUT_FLAGS, Config, flag
 from common.errors import ConfigError
 from common.presets import make_config
 
@@ -71,7 +71,7 @@ def flag_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", metavar="RUN", help="Go on with the run in this folder.")
     groups: dict[str, Any] = {}
     for doc in field_docs():
-        if doc.name in OF_THE_GAME:
+        if doc.name in WITHOUT_FLAGS:
             continue
         if doc.group not in groups:
             groups[doc.group] = parser.add_argument_group(doc.group)

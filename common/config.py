@@ -144,6 +144,8 @@ class Config:
     """Where the learner listens, e.g. tcp://127.0.0.1:5555; empty: a private socket file."""
     keys: str = ""
     """Folder of CURVE keys (`launch.py keys`); required by any bind beyond this machine."""
+    run_id: str = ""
+    """Of this start of this run and no other; drawn at start."""
 
     """## Records"""
     log_period_seconds: float = 10.0
@@ -215,8 +217,9 @@ class Config:
         return self.samples_per_insert_tolerance or chosen
 
     def agreement(self) -> dict[str, Any]:
-        """What actor and learner must have in common for chunks to mean the same to both."""
-        return {name: getattr(self, name) for name in _AGREED}
+        """What actor and learner must have in common: that chunks mean the same to both, and the
+        run, or an actor whose learner found its address in use would play for the other run."""
+        return {name: getattr(self, name) for name in (*OF_TRANSITIONS, "run_id")}
 
     def resolved(self) -> "Config":
         """The same with what was left out filled in: actors, threads, the score of mastery."""
@@ -256,15 +259,18 @@ class Config:
 
 
 OF_THE_GAME = frozenset({"n_actions", "frames_per_env_step"})
-"""What the game is asked for, so no flags."""
+"""What the game is asked for."""
+
+WITHOUT_FLAGS = OF_THE_GAME | {"run_id"}
 
 # The second word of every seed: streams of random numbers of one run that never meet.
 PLAY, SAMPLING, EVALUATION = 0, 1, 2
 
-_AGREED = (
+OF_TRANSITIONS = (
     *("env", "n_actions", "noop_max", "episodic_life", "clip_rewards"),
     *("n_step", "gamma", "chunk_transitions", "network", "dueling"),
 )
+"""What decides what a chunk, or a checkpoint's replay and weights, mean."""
 
 _RANGES: list[tuple[str, float, float]] = [
     ("actors", 0, 4096),

@@ -25,7 +25,7 @@ def save_policy(path: Path, network: nn.Module, config: Config, about: dict[str,
     """Replace the file atomically. about: numbers to keep, by name. Raises OSError."""
     tensors = {name: t.cpu().contiguous() for name, t in network.state_dict().items()}
     metadata = {
-        "config": dataclasses.replace(config, run_dir="").to_json(),
+        "config": dataclasses.replace(config, run_dir="", run_id="").to_json(),
         "version": VERSION,
         **{name: str(number) for name, number in about.items()},
     }

@@ -154,8 +154,9 @@ class Supervisor:
 
     def _on_stop(self, signum: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        echo = signum == signal.SIGHUP or now - self._last_stop < ECHO_SECONDS
-        if not (self._stop_requests and echo):  # a closing terminal hangs up more than once
+        # Only who presses Ctrl-C again means it: terminals and schedulers ask more than once.
+        echo = signum != signal.SIGINT or now - self._last_stop < ECHO_SECONDS
+        if not (self._stop_requests and echo):
             self._stop_requests, self._last_stop = self._stop_requests + 1, now
 
     def _look(self) -> int | None:
@@ -266,15 +267,17 @@ class Supervisor:
                 self._end(code, f"no actor is left: {self._ending_learner}")
             return
         now = time.monotonic()
+        waited = self.stall_seconds if actor.stuck else 0.0
         if self._has_beaten(actor):  # failed starts count however long each one took
-            actor.deaths = [t for t in actor.deaths if now - t < self.death_window_seconds]
+            window = self.death_window_seconds + self.max_deaths * waited
+            actor.deaths = [t for t in actor.deaths if now - t < window]
         actor.deaths.append(now)
         if len(actor.deaths) >= self.max_deaths:
             self._shown = ""  # the reason to give up is shown even where it was before
             self._show(actor)
             self._end(GAVE_UP, f"{what}; dead {self.max_deaths} times: giving up")
             return
-        healthy = now - actor.started >= HEALTHY_LIFE_SECONDS or not actor.backoff_seconds
+        healthy = now - actor.started - waited >= HEALTHY_LIFE_SECONDS or not actor.backoff_seconds
         backoff = self.backoff_seconds if healthy else 2 * actor.backoff_seconds
         actor.backoff_seconds = min(backoff, BACKOFF_LIMIT_SECONDS)
         actor.start_at = now + actor.backoff_seconds

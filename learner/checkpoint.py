@@ -354,20 +354,33 @@ def _sync(path: Path) -> None:
 def check_saves(player: dict[str, Any]) -> None:
     """Raises ConfigError where a checkpoint cannot hold the state of lock-step's player."""
     try:
+        _check_keys(player)
         _to_json(player)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"The game cannot be saved, as lock-step does: {error}; its get_state() must give "
-            "plain numbers, strings, bytes, arrays, lists and dicts."
+            "plain numbers, strings, bytes, arrays, lists and dicts whose keys are strings."
         ) from None
+
+
+def _check_keys(value: Any) -> None:
+    """JSON would make strings of others without a word."""
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"the key {key!r} does not belong in a checkpoint")
+    if isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_keys(part)
 
 
 def _to_json(state: dict[str, Any]) -> bytes:
     def encode(value: Any) -> Any:
         if isinstance(value, bytes):
             return {"base64": base64.b64encode(value).decode()}
-        if isinstance(value, np.ndarray):
-            return {"dtype": value.dtype.str, "base64": base64.b64encode(value.tobytes()).decode()}
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            content = base64.b64encode(value.tobytes()).decode()
+            return {"dtype": value.dtype.str, "shape": value.shape, "base64": content}
         raise TypeError(f"{type(value).__name__} does not belong in a checkpoint")
 
     return json.dumps(state, default=encode).encode()
@@ -381,6 +394,9 @@ def _from_json(content: bytes) -> Any:
             raw = base64.b64decode(value["base64"], validate=True)
         except binascii.Error as error:
             raise Damaged(f"state.json holds bad base64: {error}") from None
-        return np.frombuffer(raw, value["dtype"]) if "dtype" in value else raw
+        if "dtype" not in value:
+            return raw
+        array = np.frombuffer(raw, value["dtype"]).reshape(value.get("shape", -1))
+        return array.copy()  # which may be written, as the game's own could be
 
     return json.loads(content, object_hook=decode)

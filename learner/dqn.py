@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from common.config import Config
 from common.console import say
+from common.errors import UserError
 from common.network import network_for
 from learner.adam import Adam
 from learner.captured import CapturedStep
 from learner.replay import TransitionBatch
 
 
-class NotFinite(RuntimeError):
+class NotFinite(UserError):
     """The loss or the weights are NaN or infinite; nothing good has been overwritten."""
 
 

@@ -440,6 +440,32 @@ def test_a_state_that_a_checkpoint_cannot_hold_is_refused_before_anything_is_pla
     assert "int64 does not belong in a checkpoint; its get_state()" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("state", "refused"),
+    [({1: 2}, "the key 1"), ({"cells": [np.array([None])]}, "ndarray")],
+)
+def test_a_state_that_would_come_back_as_another_is_refused_too(
+    state: dict[Any, Any],
+    refused: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Catch, "get_state", lambda self: state)
+    assert lock_step(tmp_path, "--max-env-steps", "100") == 2
+    assert f"{refused} does not belong in a checkpoint" in capsys.readouterr().err
+
+
+def test_a_games_arrays_come_back_as_they_were() -> None:
+    grid = np.arange(6, dtype=np.int32).reshape(2, 3)
+    state = {"grid": grid, "scalar": np.array(2.5), "none": np.zeros((0, 4), np.uint8)}
+    back = checkpoint._from_json(checkpoint._to_json(state))
+    for name, array in state.items():
+        assert back[name].dtype == array.dtype and back[name].shape == array.shape
+        assert np.array_equal(back[name], array)
+    back["grid"] += 1  # which belongs to the game again
+
+
 def test_lock_step_plays_what_it_has_learned_with_the_epsilon_of_the_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -111,7 +112,8 @@ def test_an_unknown_preset_names_its_neighbours() -> None:
 def test_the_agreement_changes_with_what_both_sides_must_share_and_only_then() -> None:
     ours = make_config("pong").agreement()
     assert make_config("pong", learning_rate=1e-5, actors=3).agreement() == ours
-    for other in ({"n_step": 2}, {"gamma": 0.9}, {"env": "Breakout"}, {"n_actions": 4}):
+    others: list[dict[str, Any]] = [{"n_step": 2}, {"gamma": 0.9}, {"env": "Breakout"}]
+    for other in (*others, {"n_actions": 4}, {"run_id": "another"}):
         assert make_config("pong", **other).agreement() != ours
 
 

@@ -10,6 +10,8 @@ import cv2
 import gymnasium
 import numpy as np
 import pytest
+from ale_py.env import AtariEnv
+from gymnasium.wrappers import AtariPreprocessing, TransformReward
 
 from actors.env import (
     BufferWrapper,
@@ -545,6 +547,42 @@ def test_ready_made_frames_are_only_stacked() -> None:
         step = game.step(1)
         assert np.array_equal(game.frame(), obs[-1])
         assert (step.reward, step.game_over) == (reward, terminated)
+
+
+@pytest.mark.parametrize("make", [make_env, make_game])
+@pytest.mark.parametrize("around", ["a wrapper", "a class of its own"])
+def test_an_atari_game_that_somebody_has_changed_is_played_as_it_was_registered(
+    make: Callable[..., Any], around: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Costly(AtariEnv):
+        def step(self, action: int) -> Any:
+            obs, reward, *rest = super().step(action)
+            return obs, 100.0 * float(reward), *rest
+
+    def registered() -> gymnasium.Env[Any, Any]:
+        kind = AtariEnv if around == "a wrapper" else Costly
+        env = AtariPreprocessing(kind(game="pong", frameskip=1), noop_max=0)
+        return TransformReward(env, lambda r: 100.0 * float(r)) if kind is AtariEnv else env
+
+    spec = gymnasium.envs.registration.EnvSpec("Changed-v0", registered)
+    monkeypatch.setitem(gymnasium.registry, "Changed-v0", spec)
+    game, env = make("Changed-v0"), registered()
+    obs, _ = env.reset(seed=4)
+    begun = game.reset(seed=4)
+    assert np.array_equal(begun if make is make_game else begun[0][-1], obs)
+    rewards = set()
+    for _ in range(120):
+        obs, reward, *_ = env.step(2)
+        if make is make_game:
+            step = game.step(2)
+            assert np.array_equal(game.frame(), obs)
+            assert step.reward == reward
+        else:
+            seen, given, *_ = game.step(2)
+            assert np.array_equal(seen[-1], obs)
+            assert given == reward
+        rewards.add(reward)
+    assert rewards == {0.0, -100.0}
 
 
 class OneArray(gymnasium.Env[np.ndarray, int]):

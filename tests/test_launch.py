@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import OF_THE_GAME, Config, flag
+from common.config import WITHOUT_FLAGS, Config, flag
 from common.dealer import LearnerGone
 from common.lifeline import Heartbeats
 from common.network import network_for
@@ -33,6 +33,7 @@ from tests.running import (
     run,
     until,
     updates,
+    words_of,
 )
 
 QUICK = [
@@ -322,6 +323,40 @@ def test_a_resume_that_cannot_begin_changes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "config.json").read_text() == before
 
 
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_learner_that_is_signalled_itself_saves(tmp_path: Path, signum: signal.Signals) -> None:
+    """As every process of a session is that ends."""
+    with hearing_hangups():
+        process = launch("--run-dir", str(tmp_path), *QUICK)
+    with process:
+        until(lambda: updates(tmp_path) > 10, 60)
+        (learner,) = [p for p in processes_of(tmp_path) if "learner" in words_of(p)]
+        learner.send_signal(signum)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert list((tmp_path / "checkpoints").glob("step-*"))
+    assert "Go on with" in output
+
+
+def test_training_that_diverges_ends_with_advice_and_not_with_a_traceback(tmp_path: Path) -> None:
+    diverging = """
+import math, sys
+import launch, learner.dqn as dqn
+td_loss = dqn.td_loss
+def grown(*words):
+    loss, td_error, q = td_loss(*words)
+    return loss * math.inf, td_error, q
+dqn.td_loss = grown
+sys.exit(launch.main(sys.argv[1:]))
+"""
+    words = ["--actors", "0", "--env", CATCH, "--network", "nips", "--run-dir", str(tmp_path)]
+    command = [sys.executable, "-c", diverging, *words, "--learning-starts-transitions", "100"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 1
+    assert "volley: The loss is inf at update 1: lower --learning-rate or set" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_console_that_is_gone_costs_nothing(tmp_path: Path) -> None:
     """`launch.py | tee log`, and Ctrl-C ends tee first."""
     with launch("--run-dir", str(tmp_path), *QUICK) as process:
@@ -424,7 +459,7 @@ def test_help_names_every_flag() -> None:
     code, output = run("--help")
     assert code == 0
     for field in dataclasses.fields(Config):
-        assert (flag(field.name) in output) == (field.name not in OF_THE_GAME), field.name
+        assert (flag(field.name) in output) == (field.name not in WITHOUT_FLAGS), field.name
 
 
 def test_a_missing_library_is_one_sentence(tmp_path: Path) -> None:

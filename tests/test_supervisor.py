@@ -291,7 +291,7 @@ def test_deaths_are_forgotten_with_time_and_what_lived_long_is_restarted_at_once
     clock = [0.0]
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: clock[0])
 
-    def backoffs(seconds_between: float, deaths: int) -> list[float]:
+    def backoffs(seconds_between: float, deaths: int, stuck: str = "") -> list[float]:
         """What an actor waits after each of its deaths; inf once the run gives up."""
         run = Supervisor(
             ChildSpec("learner", []),
@@ -307,6 +307,7 @@ def test_deaths_are_forgotten_with_time_and_what_lived_long_is_restarted_at_once
         for _ in range(deaths):
             actor.started = clock[0]
             clock[0] += seconds_between
+            actor.stuck = stuck
             run._actor_left(actor, 1)
             waits.append(math.inf if run._ending is not None else actor.backoff_seconds)
         return waits
@@ -315,6 +316,10 @@ def test_deaths_are_forgotten_with_time_and_what_lived_long_is_restarted_at_once
     assert backoffs(9.0, 5) == [0.5, 1.0, 2.0, 4.0, math.inf]
     assert backoffs(14.9, 6) == [0.5] * 4 + [math.inf] * 2  # five in 59.6 s
     assert backoffs(15.1, 9) == [0.5] * 9
+    # One that hangs takes 30 s to be noticed, which are neither health nor distance.
+    assert backoffs(32.0, 5, "stuck") == [0.5, 1.0, 2.0, 4.0, math.inf]
+    assert backoffs(45.0, 5, "stuck") == [0.5] * 4 + [math.inf]  # five in 180 s
+    assert backoffs(60.0, 9, "stuck") == [0.5] * 9
 
 
 def test_a_run_that_was_frozen_as_a_whole_goes_on(
@@ -377,6 +382,34 @@ def test_a_second_interrupt_kills_a_learner_that_does_not_end(tmp_path: Path) ->
         output = output_within(run, 1)  # of the 60 s that it has to save
     assert run.returncode == 130 and all_gone(tmp_path)
     assert "again to kill it" in output
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGHUP, signal.SIGTERM),
+        (signal.SIGINT, signal.SIGHUP),
+    ],
+)
+def test_only_a_second_ctrl_c_is_taken_for_impatience(
+    tmp_path: Path, numbers: tuple[signal.Signals, signal.Signals]
+) -> None:
+    """Schedulers ask twice, and a session that closes ends what its terminal has hung up on."""
+    saving = """
+def save(signum, frame): wait_for("asked twice"); here("saved"); sys.exit(130)
+signal.signal(signal.SIGTERM, save); here("learner"); forever()
+"""
+    with launched(tmp_path, saving, PLAYS) as run:
+        for number in numbers:
+            run.send_signal(number)
+            until(lambda: gone(pids(tmp_path, "actor0-0")[0]))
+            heard = time.monotonic()
+            until(lambda since=heard: time.monotonic() - since > 0.2)  # longer than an echo takes
+        (tmp_path / f"asked twice.{os.getpid()}").touch()
+        output = output_within(run, 8)
+    assert run.returncode == 130, output
+    assert pids(tmp_path, "saved") and all_gone(tmp_path)
 
 
 def test_a_learner_interrupted_before_it_can_save_is_not_called_saved(tmp_path: Path) -> None:

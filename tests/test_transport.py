@@ -313,6 +313,7 @@ def test_a_second_life_of_an_actor_fences_the_first(pair: Pair) -> None:
         ({"n_step": 1}, "n_step is 1"),
         ({"env": "Other-v0"}, "env is 'Other-v0'"),
         ({"n_actions": 4}, "n_actions is 4"),
+        ({"run_id": "another"}, "run_id is 'another'"),  # whose learner found the address taken
     ],
 )
 def test_an_actor_of_another_configuration_is_refused_by_name(

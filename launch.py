@@ -13,7 +13,6 @@ import time
 from common.errors import INTERRUPTED, USER_ERRORS
 
 STARTED = time.monotonic()  # wall_seconds counts from here; the learner process is told
-STOPS = (signal.SIGINT, signal.SIGTERM)
 NOT_BEGUN = "Interrupted before anything had begun."
 
 
@@ -25,7 +24,7 @@ def leave(*_: object) -> None:
 
 
 if __name__ == "__main__":  # until main() knows better
-    for stop_signal in STOPS:
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop_signal, leave)
 
 import argparse

@@ -243,6 +243,10 @@ class Config:
             return self.actors
         return max(1, cores() - 1) if self.cuda else max(2, cores() // 2)
 
+    def portable(self) -> "Config":
+        """The same without what is of one start of one run alone."""
+        return dataclasses.replace(self, run_dir="", run_id="")
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 

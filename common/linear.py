@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class Linear(nn.Linear):
@@ -27,8 +28,8 @@ class Linear(nn.Linear):
 
 @functools.cache
 def onednn_is_wider() -> bool:
-    """Whether it may use wider vectors than MKL does."""
-    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    """Whether this build of PyTorch has it, and it may use wider vectors than MKL does."""
+    available = hasattr(torch.ops.mkldnn, "_linear_pointwise")
     return available and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -39,6 +40,7 @@ class _ByOneDNN(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         return _product(grad, weight.t()), _product(grad.t(), x.t()), grad.sum(dim=0)

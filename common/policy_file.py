@@ -1,10 +1,9 @@
 """A policy as a file: one network, the configuration that it needs, and what is known of it.
 
 `best.safetensors` and `last.safetensors` of a run. The metadata holds strings only: `config` is the
-run's config.json without its folder.
+run's config.json without its folder and its number.
 """
 
-import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ def save_policy(path: Path, network: nn.Module, config: Config, about: dict[str,
     """Replace the file atomically. about: numbers to keep, by name. Raises OSError."""
     tensors = {name: t.cpu().contiguous() for name, t in network.state_dict().items()}
     metadata = {
-        "config": dataclasses.replace(config, run_dir="", run_id="").to_json(),
+        "config": config.portable().to_json(),
         "version": VERSION,
         **{name: str(number) for name, number in about.items()},
     }

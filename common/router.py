@@ -274,6 +274,10 @@ class LearnerEndpoint:
 
     def _on_hello(self, route: bytes, session_id: int, hello: Hello, user: str) -> None:
         ours, theirs = self.config.agreement(), hello.agreement
+        if (other := theirs.get("run_id")) != ours["run_id"]:
+            # Its own learner found this address taken, and is about to say so.
+            self._count_refused(f"an actor of another run (run_id {other!r})")
+            return
         if theirs != ours:
             name = next((k for k in ours if theirs.get(k) != ours[k]), "a setting too many")
             reason = (

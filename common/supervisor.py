@@ -50,7 +50,8 @@ class _Child:
     started: float = 0.0
     backoff_seconds: float = 0.0
     deaths: list[float] = field(default_factory=list)
-    stuck: str = ""  # why it was judged stuck
+    silence_seconds: float = 0.0  # after which it was judged stuck
+    hung_seconds: float = 0.0  # of all its lives
     name: str = ""
     slot: int | None = None
     log: Path = Path()
@@ -67,7 +68,7 @@ class _Child:
                 env={**os.environ, **spec.env},
                 start_new_session=True,  # the terminal's Ctrl-C is the supervisor's alone
             )
-        self.started, self.start_at, self.stuck = time.monotonic(), None, ""
+        self.started, self.start_at, self.silence_seconds = time.monotonic(), None, 0.0
 
     def terminate(self) -> None:
         if self.process is not None:
@@ -114,7 +115,7 @@ class Supervisor:
         self._actors = [_Child(partial(self.actor, i)) for i in range(self.actors)]
         for actor in self._actors[self.first_actors :]:
             actor.start_at = math.inf
-        self._stop_requests, self._last_stop = 0, -math.inf
+        self._asked_to_stop, self._ctrl_cs, self._last_ctrl_c = False, 0, -math.inf
         self._ending: int | None = None  # the exit code, decided before the learner has gone
         self._deadline = math.inf  # of the ending
         self._looked = self._awake = -math.inf  # at what is watched; since this moment
@@ -153,21 +154,20 @@ class Supervisor:
                 self._kill_all()
 
     def _on_stop(self, signum: int, frame: FrameType | None) -> None:
+        self._asked_to_stop = True  # SIGTERM and SIGHUP may come often: terminals, schedulers
         now = time.monotonic()
-        # Only who presses Ctrl-C again means it: terminals and schedulers ask more than once.
-        echo = signum != signal.SIGINT or now - self._last_stop < ECHO_SECONDS
-        if not (self._stop_requests and echo):
-            self._stop_requests, self._last_stop = self._stop_requests + 1, now
+        if signum == signal.SIGINT and now - self._last_ctrl_c >= ECHO_SECONDS:
+            self._ctrl_cs, self._last_ctrl_c = self._ctrl_cs + 1, now
 
     def _look(self) -> int | None:
         """One look at everything: act on what is due; the exit code when nothing is left to do."""
         before, self._looked = self._looked, time.monotonic()
         if self._looked - before > AWAY_SECONDS:  # and so were the others, perhaps: not their fault
             self._awake = self._looked
-        if self._stop_requests > 1:
+        if self._ctrl_cs > 1:
             return INTERRUPTED
-        if self._stop_requests:
-            self._end(INTERRUPTED, f"interrupted: {self._ending_learner}; again to kill it")
+        if self._asked_to_stop:
+            self._end(INTERRUPTED, f"interrupted: {self._ending_learner}; a second Ctrl-C kills it")
         if (code := self._learner.reap()) is not None:  # first: its end explains the actors'
             return self._learner_left(code)
         for actor in self._actors:
@@ -220,11 +220,11 @@ class Supervisor:
             silence = self._silence(child)
             limit = self.stall_seconds if self._has_beaten(child) else self.start_seconds
             if silence <= limit:
-                child.stuck = ""
-            elif not child.stuck:
-                child.stuck = f"made no progress for {silence:.1f} s"
+                child.silence_seconds = 0.0
+            elif not child.silence_seconds:
+                child.silence_seconds = silence
                 if child is self._learner:  # it holds the run's memory: never ours to kill
-                    self._say(f"the learner {child.stuck}; waiting for it")
+                    self._say(f"the learner {_silent(silence)}; waiting for it")
                 else:
                     child.kill()
 
@@ -259,7 +259,8 @@ class Supervisor:
     def _actor_left(self, actor: _Child, code: int) -> None:
         if code == 0 or self._ending is not None:  # told to stop
             return
-        what = f"{actor.name} {actor.stuck or _describe(code)}"
+        silence = actor.silence_seconds
+        what = f"{actor.name} {_silent(silence) if silence else _describe(code)}"
         if code in USER_ERRORS:
             self._say(f"{what}; it is not restarted")
             self._show(actor)
@@ -267,17 +268,17 @@ class Supervisor:
                 self._end(code, f"no actor is left: {self._ending_learner}")
             return
         now = time.monotonic()
-        waited = self.stall_seconds if actor.stuck else 0.0
+        actor.hung_seconds += silence
+        played = now - actor.hung_seconds  # or one that only hangs would never be given up
         if self._has_beaten(actor):  # failed starts count however long each one took
-            window = self.death_window_seconds + self.max_deaths * waited
-            actor.deaths = [t for t in actor.deaths if now - t < window]
-        actor.deaths.append(now)
+            actor.deaths = [t for t in actor.deaths if played - t < self.death_window_seconds]
+        actor.deaths.append(played)
         if len(actor.deaths) >= self.max_deaths:
             self._shown = ""  # the reason to give up is shown even where it was before
             self._show(actor)
             self._end(GAVE_UP, f"{what}; dead {self.max_deaths} times: giving up")
             return
-        healthy = now - actor.started - waited >= HEALTHY_LIFE_SECONDS or not actor.backoff_seconds
+        healthy = now - actor.started - silence >= HEALTHY_LIFE_SECONDS or not actor.backoff_seconds
         backoff = self.backoff_seconds if healthy else 2 * actor.backoff_seconds
         actor.backoff_seconds = min(backoff, BACKOFF_LIMIT_SECONDS)
         actor.start_at = now + actor.backoff_seconds
@@ -300,7 +301,7 @@ class Supervisor:
         deadline = time.monotonic() + ACTOR_GRACE_SECONDS
         for actor in self._actors:
             actor.terminate()
-        while self.alive and self._stop_requests < 2 and time.monotonic() < deadline:
+        while self.alive and self._ctrl_cs < 2 and time.monotonic() < deadline:
             _wait(wakeups, deadline)
             for actor in self._actors:
                 actor.reap()
@@ -326,6 +327,10 @@ class Supervisor:
     def _say(self, text: str) -> None:
         with suppress(OSError, ValueError):  # a closed terminal must not cost the learner its save
             self.log(text)
+
+
+def _silent(seconds: float) -> str:
+    return f"made no progress for {seconds:.1f} s"
 
 
 def _unused(logs: Path, name: str) -> Path:

@@ -354,7 +354,6 @@ def _sync(path: Path) -> None:
 def check_saves(player: dict[str, Any]) -> None:
     """Raises ConfigError where a checkpoint cannot hold the state of lock-step's player."""
     try:
-        _check_keys(player)
         _to_json(player)
     except (TypeError, ValueError) as error:
         raise ConfigError(
@@ -364,13 +363,14 @@ def check_saves(player: dict[str, Any]) -> None:
 
 
 def _check_keys(value: Any) -> None:
-    """JSON would make strings of others without a word."""
+    """JSON would make a string of any other without a word, and `_from_json` bytes of the one."""
     if isinstance(value, dict):
-        for key in value:
-            if not isinstance(key, str):
+        for key, part in value.items():
+            if not isinstance(key, str) or key == "base64":
                 raise TypeError(f"the key {key!r} does not belong in a checkpoint")
-    if isinstance(value, (dict, list, tuple)):
-        for part in value.values() if isinstance(value, dict) else value:
+            _check_keys(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
             _check_keys(part)
 
 
@@ -378,12 +378,14 @@ def _to_json(state: dict[str, Any]) -> bytes:
     def encode(value: Any) -> Any:
         if isinstance(value, bytes):
             return {"base64": base64.b64encode(value).decode()}
-        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        if isinstance(value, np.ndarray) and value.dtype.kind != "O" and not value.dtype.names:
             content = base64.b64encode(value.tobytes()).decode()
             return {"dtype": value.dtype.str, "shape": value.shape, "base64": content}
         raise TypeError(f"{type(value).__name__} does not belong in a checkpoint")
 
-    return json.dumps(state, default=encode).encode()
+    content = json.dumps(state, default=encode).encode()
+    _check_keys(state)  # after what refuses a state that contains itself
+    return content
 
 
 def _from_json(content: bytes) -> Any:

@@ -15,6 +15,8 @@ from learner.adam import Adam
 from learner.captured import CapturedStep
 from learner.replay import TransitionBatch
 
+_ADVICE = "lower --learning-rate or set --max-grad-norm, in a new run"
+
 
 class NotFinite(UserError):
     """The loss or the weights are NaN or infinite; nothing good has been overwritten."""
@@ -162,15 +164,12 @@ class Trainer:
         """Raises NotFinite unless every parameter is finite; called before weights go anywhere."""
         for name, parameter in self.online.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise NotFinite(f"{name} is not finite after update {self.updates}.")
+                raise NotFinite(f"{name} is not finite after update {self.updates}: {_ADVICE}.")
 
     def _check(self, stats: UpdateStats) -> None:
         for name, value in (("loss", stats.loss), ("gradient norm", stats.grad_norm)):
             if not abs(value) < float("inf"):
-                raise NotFinite(
-                    f"The {name} is {value} at update {self.updates + 1}: "
-                    "lower --learning-rate or set --max-grad-norm."
-                )
+                raise NotFinite(f"The {name} is {value} at update {self.updates + 1}: {_ADVICE}.")
 
     def _networks(self) -> dict[str, nn.Module]:
         """By the name that they have in a checkpoint."""

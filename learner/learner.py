@@ -235,7 +235,7 @@ class Learner:
         self.replay.sampler.load_state_dict(state["sampler"])
         # What the ring overwrote while it was saved has not come back: nor may its priorities.
         self.replay.sampler.evicted(state["first_id"], max(state["first_id"], self.replay.first_id))
-        torch.set_rng_state(torch.from_numpy(state["torch_rng"].copy()))
+        torch.set_rng_state(torch.from_numpy(state["torch_rng"]))
         if self._player and state["player"]:
             self._player.load_state_dict(state["player"])
             self._player.network.load_state_dict(with_prefix(tensors, "player."))

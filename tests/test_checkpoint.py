@@ -442,7 +442,12 @@ def test_a_state_that_a_checkpoint_cannot_hold_is_refused_before_anything_is_pla
 
 @pytest.mark.parametrize(
     ("state", "refused"),
-    [({1: 2}, "the key 1"), ({"cells": [np.array([None])]}, "ndarray")],
+    [
+        ({1: 2}, "the key 1"),
+        ({"cells": [{"base64": "AAAA"}]}, "the key 'base64'"),
+        ({"cells": [np.array([None])]}, "ndarray"),
+        ({"cells": np.zeros(2, [("x", "<i4"), ("y", "<f8")])}, "ndarray"),
+    ],
 )
 def test_a_state_that_would_come_back_as_another_is_refused_too(
     state: dict[Any, Any],
@@ -464,6 +469,8 @@ def test_a_games_arrays_come_back_as_they_were() -> None:
         assert back[name].dtype == array.dtype and back[name].shape == array.shape
         assert np.array_equal(back[name], array)
     back["grid"] += 1  # which belongs to the game again
+    older = checkpoint._from_json(b'{"row": {"dtype": "<i2", "base64": "AQACAA=="}}')
+    assert older["row"].tolist() == [1, 2]
 
 
 def test_lock_step_plays_what_it_has_learned_with_the_epsilon_of_the_moment(

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from common.linear import Linear
+from common.linear import Linear, onednn_is_wider
+from common.network import DQN
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
@@ -48,18 +49,29 @@ def test_values_and_gradients_are_those_of_a_linear_layer(
         assert torch.allclose(found.double(), oracle, rtol=1e-5, atol=1e-5), name
 
 
+def multiplies_there(module: nn.Module, x: torch.Tensor) -> bool:
+    """Does it compute any product of these there?"""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        module(x)
+    return any("_linear_pointwise" in event.key for event in profile.key_averages())
+
+
 @needs_onednn
 def test_where_it_is_wider_onednn_multiplies_float32_and_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def multiplied(layer: Linear, x: torch.Tensor) -> bool:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            layer(x)
-        return any("_linear_pointwise" in event.key for event in profile.key_averages())
-
     x = torch.randn(4, 300)
     ours, _ = twins(monkeypatch, by_onednn=True)
-    assert multiplied(ours, x)
-    assert not multiplied(ours.to(torch.bfloat16), x.to(torch.bfloat16))
+    assert multiplies_there(ours, x)
+    assert multiplies_there(
+        DQN((4, 84, 84), 6, "nips"), torch.zeros(1, 4, 84, 84, dtype=torch.uint8)
+    )
+    assert not multiplies_there(ours.to(torch.bfloat16), x.to(torch.bfloat16))
     ours, _ = twins(monkeypatch, by_onednn=False)
-    assert not multiplied(ours, x)
+    assert not multiplies_there(ours, x)
+
+
+@needs_onednn
+def test_it_is_wider_where_pytorch_uses_avx_512() -> None:
+    onednn_is_wider.cache_clear()
+    assert onednn_is_wider() == (torch.backends.cpu.get_cpu_capability() == "AVX512")

@@ -291,8 +291,9 @@ def test_deaths_are_forgotten_with_time_and_what_lived_long_is_restarted_at_once
     clock = [0.0]
     monkeypatch.setattr(supervisor.time, "monotonic", lambda: clock[0])
 
-    def backoffs(seconds_between: float, deaths: int, stuck: str = "") -> list[float]:
-        """What an actor waits after each of its deaths; inf once the run gives up."""
+    def backoffs(*lives: tuple[float, float]) -> list[float]:
+        """What an actor waits after each of its lives of so many seconds, the last ones of them
+        hanging; inf once the run gives up."""
         run = Supervisor(
             ChildSpec("learner", []),
             lambda i, n: ChildSpec(f"actor-{i}", []),
@@ -304,22 +305,26 @@ def test_deaths_are_forgotten_with_time_and_what_lived_long_is_restarted_at_once
         (actor,), waits = run._actors, []
         monkeypatch.setattr(run._learner, "kill", lambda: None)
         monkeypatch.setattr(run._learner, "terminate", lambda: None)
-        for _ in range(deaths):
+        for seconds, hanging in lives:
             actor.started = clock[0]
-            clock[0] += seconds_between
-            actor.stuck = stuck
+            clock[0] += seconds
+            actor.silence_seconds = hanging
             run._actor_left(actor, 1)
             waits.append(math.inf if run._ending is not None else actor.backoff_seconds)
         return waits
 
-    assert backoffs(1.0, 5) == [0.5, 1.0, 2.0, 4.0, math.inf]
-    assert backoffs(9.0, 5) == [0.5, 1.0, 2.0, 4.0, math.inf]
-    assert backoffs(14.9, 6) == [0.5] * 4 + [math.inf] * 2  # five in 59.6 s
-    assert backoffs(15.1, 9) == [0.5] * 9
-    # One that hangs takes 30 s to be noticed, which are neither health nor distance.
-    assert backoffs(32.0, 5, "stuck") == [0.5, 1.0, 2.0, 4.0, math.inf]
-    assert backoffs(45.0, 5, "stuck") == [0.5] * 4 + [math.inf]  # five in 180 s
-    assert backoffs(60.0, 9, "stuck") == [0.5] * 9
+    assert backoffs(*[(1.0, 0.0)] * 5) == [0.5, 1.0, 2.0, 4.0, math.inf]
+    assert backoffs(*[(9.0, 0.0)] * 5) == [0.5, 1.0, 2.0, 4.0, math.inf]
+    assert backoffs(*[(14.9, 0.0)] * 6) == [0.5] * 4 + [math.inf] * 2  # five in 59.6 s
+    assert backoffs(*[(15.1, 0.0)] * 9) == [0.5] * 9
+    # What it takes to notice a hang is neither health nor distance.
+    assert backoffs(*[(32.0, 30.0)] * 5) == [0.5, 1.0, 2.0, 4.0, math.inf]
+    assert backoffs(*[(44.0, 30.0)] * 5) == [0.5] * 4 + [math.inf]
+    assert backoffs(*[(46.0, 30.0)] * 9) == [0.5] * 9
+    assert (
+        backoffs((14.0, 0.0), (44.0, 30.0), (14.0, 0.0), (44.0, 30.0), (1.0, 0.0))[-1] == math.inf
+    )
+    assert backoffs(*[(14.0, 0.0)] * 4, (170.0, 30.0)) == [0.5] * 5  # it was well for long
 
 
 def test_a_run_that_was_frozen_as_a_whole_goes_on(
@@ -381,7 +386,7 @@ def test_a_second_interrupt_kills_a_learner_that_does_not_end(tmp_path: Path) ->
         run.send_signal(signal.SIGINT)
         output = output_within(run, 1)  # of the 60 s that it has to save
     assert run.returncode == 130 and all_gone(tmp_path)
-    assert "again to kill it" in output
+    assert "a second Ctrl-C kills it" in output
 
 
 @pytest.mark.parametrize(
@@ -390,6 +395,7 @@ def test_a_second_interrupt_kills_a_learner_that_does_not_end(tmp_path: Path) ->
         (signal.SIGTERM, signal.SIGTERM),
         (signal.SIGHUP, signal.SIGTERM),
         (signal.SIGINT, signal.SIGHUP),
+        (signal.SIGTERM, signal.SIGINT),
     ],
 )
 def test_only_a_second_ctrl_c_is_taken_for_impatience(

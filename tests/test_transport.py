@@ -313,7 +313,6 @@ def test_a_second_life_of_an_actor_fences_the_first(pair: Pair) -> None:
         ({"n_step": 1}, "n_step is 1"),
         ({"env": "Other-v0"}, "env is 'Other-v0'"),
         ({"n_actions": 4}, "n_actions is 4"),
-        ({"run_id": "another"}, "run_id is 'another'"),  # whose learner found the address taken
     ],
 )
 def test_an_actor_of_another_configuration_is_refused_by_name(
@@ -322,6 +321,19 @@ def test_an_actor_of_another_configuration_is_refused_by_name(
     with pytest.raises(Refused, match=named) as caught:
         pair.actor(with_config=config(**override))
     assert caught.value.exit_code == 3
+
+
+def test_an_actor_of_another_run_takes_nobodys_place(pair: Pair) -> None:
+    """Its learner found the address taken, and ends."""
+    pair.learner.set_insert_limit(10_000, 0)
+    ours = pair.actor()
+    stranger = ActorEndpoint(config(run_id="another"), pair.address, 0, SIZE)
+    with contextlib.closing(stranger), pytest.raises(LearnerGone, match="no answer"):
+        stranger.handshake(0.5)
+    assert pair.learner.stats.refused > 0
+    ours.send(pair.chunk(1))
+    assert pair.taken(1) == [1]
+    assert pair.learner.restarts == 0
 
 
 @pytest.mark.parametrize("older", ["actor", "learner"])

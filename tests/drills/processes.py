@@ -165,7 +165,7 @@ def end_once(folder: Path, stage: str, how: str, chance: float, go_on: bool) -> 
         awake = Awake()
         system.process.send_signal(signal.SIGTERM if how == "SIGTERM" else signal.SIGINT)
         if how == "double SIGINT":
-            heard = "again to kill it"
+            heard = "a second Ctrl-C kills it"
             until(lambda: heard in system.text or system.process.poll() is not None, 30, 0.01)
             time.sleep(0.15)  # two within a tenth of a second count as one
             awake = Awake()

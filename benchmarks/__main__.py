@@ -16,6 +16,7 @@ from benchmarks.peers.environment import Peers, default_folder
 from benchmarks.worker import ROOT
 from common.config import VERSION
 from common.machine import cores
+from common.run_folder import check_writable
 
 BUG = "a bug of the benchmark"
 ROWS = {
@@ -44,6 +45,8 @@ def main(words: list[str]) -> int:
     form, peers = FULL if given.full else SHORT, Peers(given.peers)
     rows: list[Row] = []
     code = 0
+    if given.json:
+        check_writable(given.json)
     try:
         for number in given.rows or ROWS:
             began = time.monotonic()
@@ -51,13 +54,23 @@ def main(words: list[str]) -> int:
                 rows.append(row)
                 code = 1 if row.note.startswith(BUG) else code
                 if given.json:  # each at once: what there is, is worth having
-                    given.json.write_text(as_json(rows, about(form)))
+                    code = max(code, written(given.json, as_json(rows, about(form))))
             print(f"Row {number}: {time.monotonic() - began:.0f} s.", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         code = 130
     print("\n".join(f"{name}: {value}" for name, value in about(form).items()), end="\n\n")
     print(as_markdown(rows) if given.markdown else as_table(rows))
     return code
+
+
+def written(path: Path, text: str) -> int:
+    """-> exit code: a disk that fills up must not cost the rows that are still to be shown."""
+    try:
+        path.write_text(text)
+    except OSError as error:
+        print(f"Cannot write {path}: {error.strerror}.", file=sys.stderr, flush=True)
+        return 1
+    return 0
 
 
 def parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -72,9 +73,20 @@ def learner_sides(
     for channels_last in (False, True):
         layout = "NHWC" if channels_last else "NCHW"
         steps[f"eager {layout}"] = bare(config, preloaded, channels_last, False)
-        if compiled:
-            steps[f"compiled {layout}"] = bare(config, preloaded, channels_last, True)
+        if compiled and (step := compiling(config, preloaded, channels_last)):
+            steps[f"compiled {layout}"] = step
     return {name: steadily(step) for name, step in steps.items()}
+
+
+def compiling(config: Config, batch: TransitionBatch, channels_last: bool) -> Step | None:
+    """The compiled form, once it has run; None where it cannot: it needs more than a compiler."""
+    step = bare(config, batch, channels_last, True)
+    try:
+        step()
+    except Exception:  # of whatever kind, of a compiler's
+        traceback.print_exc()
+        return None
+    return step
 
 
 def learning(batch: int, network: str, threads: int, precision: str = "auto") -> Config:
@@ -176,16 +188,16 @@ def updates(form: Form, peers: Peers) -> Iterator[Row]:
     """Row 7: updates with replay against the bare computation, and that against the plain form."""
     network = Config().network
     compiled = form.full and shutil.which("g++") is not None
-    untried = "" if compiled else "; compiled not tried"
     for batch, threads in cases(form):
         with learner_worker(batch, network, threads, compiled=compiled) as worker:
             sides = dict(worker.sides)
             names = ("learner", "trainer", "trainer, float32", "plain")
             ours = {name: sides.pop(name) for name in names}
+            tried = any(name.startswith("compiled") for name in sides)
             best = fastest(sides, form.seconds)
             seen = alternate({**ours, "bare": sides[best]}, form.rounds, form.seconds)
         case, here = f"batch {batch}, {threads} thread(s)", precision_here()
-        bare = f"bare computation ({best}{untried})"
+        bare = f"bare computation ({best}{'' if tried else '; compiled not tried'})"
         what = f"updates with replay, {case}, {here}"
         yield Row(7, what, UPDATES, bare, Goal(0.95), seen["learner"], seen["bare"])
         plain = "plain eager form, float32"

@@ -1,6 +1,7 @@
 """Rows 9, 12 and 13: the whole program, run as a user runs it."""
 
 import csv
+import os
 import signal
 import statistics
 import subprocess
@@ -29,6 +30,7 @@ from benchmarks.measure import (
 from benchmarks.peers.environment import Peers
 from benchmarks.worker import ROOT, the_error_in
 from common.config import Config
+from common.lifeline import die_with_parent
 from common.machine import cores
 
 Answer = TypeVar("Answer")
@@ -55,6 +57,7 @@ class Run:
                 cwd=ROOT,
                 stdout=console,
                 stderr=subprocess.STDOUT,
+                preexec_fn=partial(die_with_parent, os.getpid()),  # it would train for ever
             )
 
     def __enter__(self) -> Self:

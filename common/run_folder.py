@@ -105,6 +105,17 @@ def tentative_config(run_dir: Path, config: Config) -> Iterator[Callable[[], Non
                 replace_file(path, before)
 
 
+def check_writable(path: Path) -> None:
+    """Before the work, not after it; all stays as it is. Raises ConfigError."""
+    new = not path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"Cannot write {path}: {error.strerror}.") from None
+    if new:
+        path.unlink()
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a whole file or nothing: whoever reads `path` sees the old content or the new."""
     unfinished = path.with_name(path.name + ".unfinished")

@@ -17,12 +17,14 @@ def games(run: Path) -> list[tuple[float, float, float]]:
         return [
             (float(r["wall_seconds"]) / 60, float(r["score"]), float(r["mean_score_100"]))
             for r in csv.DictReader(file)
-            if r["kind"] == "game"
+            if r["kind"] == "game" and r["mean_score_100"]  # a killed run's last row may be torn
         ]
 
 
 def draw(runs: list[Path]) -> str:
     curves = [games(run) for run in runs]
+    if not (curves and all(curves)):
+        sys.exit("draw.py RUN ...: each with a metrics.csv in which a game has finished")
     longest = max(curve[-1][0] for curve in curves)
 
     def x(minutes: float) -> float:

@@ -32,6 +32,7 @@ from benchmarks.measure import (
 from benchmarks.peers.environment import Peers
 from benchmarks.system import Run, lag
 from benchmarks.worker import Worker, the_error_in, versus
+from common.errors import ConfigError
 from tests.test_imports import ROOT, imports, name
 
 PEERS = [p for p in (ROOT / "benchmarks/peers").glob("*.py") if p.stem != "environment"]
@@ -210,6 +211,39 @@ def test_no_environment_but_the_peers_own_is_installed_into(tmp_path: Path) -> N
     with pytest.raises(NotMeasured, match="is there already"):
         _ = Peers(tmp_path).python
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_environment_of_another_interpreter_is_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.peers import environment
+
+    def create(folder: Path, with_pip: bool) -> None:
+        assert with_pip and not (folder / "bin").exists()
+        (folder / "bin").mkdir()
+        (folder / "bin" / "python").touch()
+        made.append(folder)
+
+    made: list[Path] = []
+    monkeypatch.setattr(environment.venv, "create", create)
+    monkeypatch.setattr(environment, "install", lambda python, requirement: True)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "peers"
+    for _ in range(2):
+        assert Peers(Path("peers")).python == str(folder / "bin" / "python")
+    assert made == [folder]
+    monkeypatch.setattr(environment.platform, "python_version", lambda: "3.99.0")
+    assert Peers(folder).python
+    (folder / "bin" / "python").unlink()  # what it linked to has been replaced
+    assert Peers(folder).python
+    assert made == [folder] * 3
+
+
+def test_a_record_that_cannot_be_written_is_told_before_anything_is_measured(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ConfigError, match=r"Cannot write .*bench\.json: No such file"):
+        main(["10", "--json", str(tmp_path / "nowhere" / "bench.json")])
 
 
 def test_every_row_is_there() -> None:

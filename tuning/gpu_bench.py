@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks.measure import as_markdown, from_json
+from common.lifeline import die_with_parent
 from tuning.trials import LAST_LINES, LAUNCH
 
 # The whole system first: should it fail it does so soon. Compiling comes last within row 14.
@@ -30,6 +32,7 @@ def measure(rows: Sequence[str], out: Path, seconds: float, environment: dict[st
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,  # it and its workers can be ended together
+            preexec_fn=partial(die_with_parent, os.getpid()),
         )
         trouble = ended(process, seconds)
     return "\n".join([trouble, *log.read_text().splitlines()[-LAST_LINES:]]) if trouble else ""
@@ -39,16 +42,16 @@ def ended(process: "subprocess.Popen[bytes]", seconds: float) -> str:
     """After so many seconds at most. -> what went wrong, or ''."""
     try:
         code = process.wait(max(0.0, seconds - INTERRUPT_SECONDS))
-        trouble = f"exit code {code}" if code else ""
+        return f"exit code {code}" if code else ""
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
-        trouble = f"interrupted: {seconds:.0f} s are too few for all of it"
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(INTERRUPT_SECONDS)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    return trouble
+        return f"interrupted: {seconds:.0f} s are too few for all of it"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def table(out: Path) -> str:

@@ -2,6 +2,8 @@
 
 import functools
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import venv
@@ -24,7 +26,7 @@ class Peers:
     """Where the peers live."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder = folder.absolute()
 
     @property
     def python(self) -> str:
@@ -46,18 +48,21 @@ class Peers:
         """
         python, mark = self.folder / "bin" / "python", self.folder / "volley-peers.txt"
         wanted = REQUIREMENTS.read_text()
-        if mark.exists() and mark.read_text() == wanted:
+        ready = f"{wanted}# for Python {platform.python_version()}\n"
+        if mark.exists() and mark.read_text() == ready and python.exists():
             return ""
         if self.folder.exists() and not mark.exists():
             return f"{self.folder} is there already, and not an environment of the peers"
         print(f"Installing the peers into {self.folder} (once, some minutes) ...", file=sys.stderr)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if self.folder.exists():  # of another interpreter, or of other versions
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(parents=True)
             mark.write_text("")  # ours, and not complete
             venv.create(self.folder, with_pip=True)
             failed = [one for one in wanted.split() if not install(str(python), one)]
             if not failed:
-                mark.write_text(wanted)
+                mark.write_text(ready)
         except (OSError, subprocess.CalledProcessError) as error:
             return f"no environment for the peers in {self.folder}: {error}"
         return ""

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.measure import FULL, SHORT, NotMeasured
 from common.errors import ConfigError, UserError
+from common.run_folder import check_writable
 
 RUN_SECONDS, SHORT_RUN_SECONDS = 20.0, 8.0
 
@@ -98,14 +99,6 @@ def read(path: Path, needed: str) -> dict[str, Any]:
             f'{path} has no "{needed}": run `python -m benchmarks.scaling {verb} --json {path}`.'
         )
     return record
-
-
-def check_writable(path: Path) -> None:
-    """Before the work, not after it; what is there stays."""
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise ConfigError(f"Cannot write {path}: {error.strerror}.") from None
 
 
 def write(path: Path, record: dict[str, Any]) -> None:

@@ -141,8 +141,9 @@ class Result:
 
     used: share of each part that was busy. resent: chunks sent again, per chunk stored.
     weights_age: how old the weights were by which a transition was played; data_age: time from
-    playing a transition to storing it; both means, in seconds. dropped: messages per second that
-    found an actor's queue full; reconnects: per second, of actors that heard nothing for 8 s.
+    the end of a chunk to storing it, not what it took to play it; both means, in seconds. dropped:
+    messages per second that found an actor's queue full; reconnects: per second, of actors that
+    heard nothing for 8 s.
     """
 
     actors: int

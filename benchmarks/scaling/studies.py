@@ -195,5 +195,5 @@ REMEDIES: list[tuple[str, Callable[[Costs], Costs], dict[str, Any]]] = [
     ("weights in half precision", half_precision, {}),
     (f"a version every {SECONDS_PER_VERSION:g} s", unchanged, SELDOM),
     (f"a relay for {MACHINE} actors", relayed, {}),
-    (f"all of that, and {SHARDS} ingest processes", everything, SELDOM),
+    (f"the last two, and {SHARDS} ingest processes", everything, SELDOM),
 ]

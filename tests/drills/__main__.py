@@ -14,6 +14,8 @@ from tests.drills import DRILLS, attempt
 def main(names: list[str]) -> int:
     long = "--quick" not in names
     chosen = [name for name in names if name != "--quick"] or list(DRILLS)
+    if unknown := [name for name in chosen if name not in DRILLS]:
+        sys.exit(f"No such drill: {', '.join(unknown)}; there are {', '.join(DRILLS)}.")
     rows: list[tuple[int, str, str]] = []
     # Not forked: the drills start processes and threads of their own.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as beside:

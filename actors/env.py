@@ -299,7 +299,7 @@ def open_env(env_id: str, seed: int | None = None) -> Env:
 
 
 def emulator_of(env: Env) -> AtariEnv | None:
-    """The Atari game that this is, None where somebody's wrapper changes what is played."""
+    """The Atari game that this is; None where a wrapper or a subclass changes what is played."""
     while isinstance(env, (OrderEnforcing, TimeLimit)):
         env = env.env
     if isinstance(env, AtariEnv) and type(env) in (AtariEnv, SeededAtariEnv):

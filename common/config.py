@@ -266,6 +266,7 @@ OF_THE_GAME = frozenset({"n_actions", "frames_per_env_step"})
 """What the game is asked for."""
 
 WITHOUT_FLAGS = OF_THE_GAME | {"run_id"}
+"""What nobody sets by hand."""
 
 # The second word of every seed: streams of random numbers of one run that never meet.
 PLAY, SAMPLING, EVALUATION = 0, 1, 2

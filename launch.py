@@ -179,8 +179,8 @@ def train_in_lock_step(
     os.environ.update(learner_environment(config))
     stop = StopSignal(*stop_signals())
     from actors.player import Player
-    from learner.checkpoint import check_saves
     from learner.learner import Learner, finish
+    from learner.state_json import check_saves
 
     player = Player(config, seed=[config.seed, PLAY, 0, 0])
     check_saves(player.state_dict())  # now, not at the first save

@@ -4,17 +4,15 @@ A checkpoint is a folder `step-<env_steps>` with
   model.safetensors       online.*, target.*, policy.* (where it is averaged), adam.* and, from
                           lock-step, player.*
   state.json              counters, ids, sampler, limiter, random state, records and, from
-                          lock-step, the games (bytes as base64); epsilon follows from the
+                          lock-step, the games (`learner/state_json.py`); epsilon follows from the
                           counters, the step size from the scores among the records
-  replay-<a>-<b>.z        transitions a to b as they lie in the ring, zlib level 1
+  replay-<a>-<b>.z        segments of the replay (`learner/segments.py`)
   MANIFEST.json           SHA-256 of each of them
 It is written under another name, synced and renamed, so a folder of that name is complete; every
 byte is verified before use. Replay segments never change: a later checkpoint copies those that
 still verify instead of compressing them again, so damage to one checkpoint never reaches another.
 """
 
-import base64
-import binascii
 import contextlib
 import hashlib
 import json
@@ -29,23 +27,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from common.config import FRAME_SHAPE
-from common.errors import ConfigError, Mismatch, NoCheckpoint
+from common.errors import Mismatch, NoCheckpoint
 from common.machine import cores
-from common.messages import TRANSITION_DTYPE, Chunk
 from learner.replay import Replay, StoredChunk
+from learner.segments import SEGMENT_CHUNKS, load_segments, pack_live, segment_name, segment_range
+from learner.state_json import from_json, to_json
 
 FORMAT = 8  # of state.json
 _REPLACED = "-replaced"
 _ASIDE = "unused-"  # before the name of a checkpoint that a resumed run did not go on from
-_SEGMENT_CHUNKS = 64
-_LAYOUT_DTYPE = np.dtype("<i8")  # first_id, length, frame_start, frame_count per chunk
 
 
 class Damaged(RuntimeError):
@@ -104,7 +99,7 @@ class Checkpointer:
             state = snapshot.state | {"format": FORMAT, "replay_first_id": first_id}
             for name, content in (
                 ("model.safetensors", save_tensors(snapshot.tensors)),
-                ("state.json", _to_json(state)),
+                ("state.json", to_json(state)),
             ):
                 sums[name] = _write_file(unfinished / name, content)
             _write_file(unfinished / "MANIFEST.json", _manifest(sums))
@@ -144,7 +139,7 @@ class Checkpointer:
         first, last = snapshot.chunks[0].first_id, snapshot.chunks[-1].end_id
         sums, done = self._copy_segments(first, last, folder, beat)
         fresh = [chunk for chunk in snapshot.chunks if chunk.first_id >= done]
-        segments = [fresh[i : i + _SEGMENT_CHUNKS] for i in range(0, len(fresh), _SEGMENT_CHUNKS)]
+        segments = [fresh[i : i + SEGMENT_CHUNKS] for i in range(0, len(fresh), SEGMENT_CHUNKS)]
         # Closed, and with it its threads, where writing fails too.
         with contextlib.closing(self._packed(segments, threads)) as packings:
             for wanted, (chunks, packed) in zip(segments, packings, strict=True):
@@ -152,7 +147,7 @@ class Checkpointer:
                 if chunks != wanted:
                     first = chunks[0].first_id if chunks else wanted[-1].end_id
                 if chunks:
-                    name = f"replay-{chunks[0].first_id:014d}-{chunks[-1].end_id:014d}.z"
+                    name = segment_name(chunks)
                     sums[name] = _write_file(folder / name, packed)
         return sums, first
 
@@ -164,7 +159,7 @@ class Checkpointer:
         sums: dict[str, str] = {}
         done = first
         for path, expected in _segments_of(list_checkpoints(self.folder)[:1]):
-            start, end = _segment_range(path)
+            start, end = segment_range(path)
             if end > first and start <= done and end <= last:
                 beat()
                 content = _read_if_whole(path, expected)
@@ -178,7 +173,7 @@ class Checkpointer:
         self, segments: list[list[StoredChunk]], threads: int
     ) -> Generator[tuple[list[StoredChunk], bytes], None, None]:
         """Each segment packed, in order; at most 2 * threads of them wait to be written."""
-        pack = partial(_pack_live, self.replay)
+        pack = partial(pack_live, self.replay)
         if threads == 1:  # beside training: one core, least memory
             yield from map(pack, segments)
             return
@@ -209,14 +204,14 @@ def load_newest(
         try:
             verify(path)
             tensors = load_tensors((path / "model.safetensors").read_bytes())
-            state = _from_json((path / "state.json").read_bytes())
+            state = from_json((path / "state.json").read_bytes())
             if state.get("format") != FORMAT:
                 raise Mismatch(
                     f"{path} was written by another version of Volley (format "
                     f"{state.get('format')}, this version reads {FORMAT})."
                 )
             check(state)
-            _load_replay(path, replay, state["replay_first_id"])
+            load_segments(path, replay, state["replay_first_id"])
         except (OSError, Damaged, SafetensorError, zlib.error) as error:
             log(f"Checkpoint {path.name} is not used: {error}")
             replay.clear()
@@ -243,47 +238,6 @@ def verify(path: Path) -> None:
     for name, expected in sums.items():
         if _sha256((path / name).read_bytes()) != expected:
             raise Damaged(f"{name} fails its checksum")
-
-
-def _pack_live(replay: Replay, chunks: list[StoredChunk]) -> tuple[list[StoredChunk], bytes]:
-    """-> those of the chunks that could be read before the ring overwrote them, packed."""
-    while chunks:
-        packed = _pack_segment(replay, chunks)
-        live = [chunk for chunk in chunks if chunk.first_id >= replay.first_id]
-        if live == chunks:
-            return chunks, packed
-        chunks = live
-    return [], b""
-
-
-def _pack_segment(replay: Replay, chunks: list[StoredChunk]) -> bytes:
-    layout = np.array(
-        [[c.first_id, c.length, c.frame_start, c.frame_count] for c in chunks], _LAYOUT_DTYPE
-    )
-    packer = zlib.compressobj(level=1)
-    parts = [packer.compress(len(chunks).to_bytes(8, "little") + layout.tobytes())]
-    for stored in chunks:
-        chunk = replay.read_chunk(stored)
-        parts += [packer.compress(chunk.transitions.data), packer.compress(chunk.frames.data)]
-    return b"".join([*parts, packer.flush()])
-
-
-def _load_replay(path: Path, replay: Replay, first_live_id: int) -> None:
-    """A copied segment may begin with chunks that were evicted since: they are passed over."""
-    for segment in sorted(path.glob("replay-*.z")):
-        raw = memoryview(zlib.decompress(segment.read_bytes()))
-        count, at = int.from_bytes(raw[:8], "little"), 8
-        layout = np.frombuffer(raw, _LAYOUT_DTYPE, count * 4, at).reshape(count, 4)
-        at += layout.nbytes
-        for first_id, length, frame_start, frame_count in layout.tolist():
-            transitions = np.frombuffer(raw, TRANSITION_DTYPE, length, at)
-            at += transitions.nbytes
-            size = frame_count * FRAME_SHAPE[0] * FRAME_SHAPE[1]
-            frames = np.frombuffer(raw, np.uint8, size, at).reshape(frame_count, *FRAME_SHAPE)
-            at += size
-            stored = StoredChunk(first_id, length, frame_start, frame_count)
-            if first_id >= first_live_id:
-                replay.restore(stored, Chunk(frames, transitions, -1))
 
 
 def _manifest(sums: dict[str, str]) -> bytes:
@@ -316,11 +270,6 @@ def _segments_of(checkpoints: list[Path]) -> list[tuple[Path, str]]:
     return []
 
 
-def _segment_range(path: Path) -> tuple[int, int]:
-    _, start, end = path.stem.split("-")
-    return int(start), int(end)
-
-
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -349,56 +298,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def check_saves(player: dict[str, Any]) -> None:
-    """Raises ConfigError where a checkpoint cannot hold the state of lock-step's player."""
-    try:
-        _to_json(player)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"The game cannot be saved, as lock-step does: {error}; its get_state() must give "
-            "plain numbers, strings, bytes, arrays, lists and dicts whose keys are strings."
-        ) from None
-
-
-def _check_keys(value: Any) -> None:
-    """JSON would make a string of any other without a word, and `_from_json` bytes of the one."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            if not isinstance(key, str) or key == "base64":
-                raise TypeError(f"the key {key!r} does not belong in a checkpoint")
-            _check_keys(part)
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            _check_keys(part)
-
-
-def _to_json(state: dict[str, Any]) -> bytes:
-    def encode(value: Any) -> Any:
-        if isinstance(value, bytes):
-            return {"base64": base64.b64encode(value).decode()}
-        if isinstance(value, np.ndarray) and value.dtype.kind != "O" and not value.dtype.names:
-            content = base64.b64encode(value.tobytes()).decode()
-            return {"dtype": value.dtype.str, "shape": value.shape, "base64": content}
-        raise TypeError(f"{type(value).__name__} does not belong in a checkpoint")
-
-    content = json.dumps(state, default=encode).encode()
-    _check_keys(state)  # after what refuses a state that contains itself
-    return content
-
-
-def _from_json(content: bytes) -> Any:
-    def decode(value: dict[str, Any]) -> Any:
-        if "base64" not in value:
-            return value
-        try:
-            raw = base64.b64decode(value["base64"], validate=True)
-        except binascii.Error as error:
-            raise Damaged(f"state.json holds bad base64: {error}") from None
-        if "dtype" not in value:
-            return raw
-        array = np.frombuffer(raw, value["dtype"]).reshape(value.get("shape", -1))
-        return array.copy()  # which may be written, as the game's own could be
-
-    return json.loads(content, object_hook=decode)

@@ -21,7 +21,7 @@ import launch
 from actors.player import Player
 from common.errors import Mismatch, NoCheckpoint
 from common.messages import EpisodeStats, Spec
-from learner import checkpoint
+from learner import checkpoint, segments
 from learner.checkpoint import (
     Checkpointer,
     Damaged,
@@ -32,6 +32,7 @@ from learner.checkpoint import (
 )
 from learner.dqn import with_prefix
 from learner.replay import Replay, UniformSampler
+from learner.state_json import from_json, to_json
 from tests.builders import CATCH, chunk_of, config
 from tests.catch import Catch
 
@@ -87,9 +88,9 @@ def test_segments_are_compressed_once_and_old_checkpoints_go(
     replay = make_replay(chunks=10)
     save(tmp_path, replay, 100)
     packed: list[int] = []
-    real = checkpoint._pack_segment
+    real = segments._pack_segment
     monkeypatch.setattr(
-        checkpoint, "_pack_segment", lambda r, chunks: packed.append(len(chunks)) or real(r, chunks)
+        segments, "_pack_segment", lambda r, chunks: packed.append(len(chunks)) or real(r, chunks)
     )
     for i in range(3):
         replay.add(chunk_of_more(i))
@@ -164,7 +165,7 @@ def test_what_the_ring_overwrites_while_it_is_being_saved_is_left_out(
     replay = make_replay(chunks=16)
     live = len(replay.chunks)
     read = replay.read_chunk
-    monkeypatch.setattr("learner.checkpoint._SEGMENT_CHUNKS", 4)
+    monkeypatch.setattr("learner.checkpoint.SEGMENT_CHUNKS", 4)
 
     def overwritten_meanwhile(stored: Any) -> Any:
         chunk = read(stored)
@@ -464,12 +465,12 @@ def test_a_state_that_would_come_back_as_another_is_refused_too(
 def test_a_games_arrays_come_back_as_they_were() -> None:
     grid = np.arange(6, dtype=np.int32).reshape(2, 3)
     state = {"grid": grid, "scalar": np.array(2.5), "none": np.zeros((0, 4), np.uint8)}
-    back = checkpoint._from_json(checkpoint._to_json(state))
+    back = from_json(to_json(state))
     for name, array in state.items():
         assert back[name].dtype == array.dtype and back[name].shape == array.shape
         assert np.array_equal(back[name], array)
     back["grid"] += 1  # which belongs to the game again
-    older = checkpoint._from_json(b'{"row": {"dtype": "<i2", "base64": "AQACAA=="}}')
+    older = from_json(b'{"row": {"dtype": "<i2", "base64": "AQACAA=="}}')
     assert older["row"].tolist() == [1, 2]
 
 
@@ -517,7 +518,7 @@ def test_a_checkpoint_of_another_version_says_so(
 def test_a_long_last_save_shows_life_all_the_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_SEGMENT_CHUNKS", 1)
+    monkeypatch.setattr(checkpoint, "SEGMENT_CHUNKS", 1)
     replay, beats = make_replay(chunks=10), []
     for number in (1, 2):  # packed, then copied
         before = len(beats)
@@ -532,7 +533,7 @@ def test_a_save_that_fails_leaves_no_thread_behind(
     def full(path: Path, content: bytes) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_SEGMENT_CHUNKS", 1)
+    monkeypatch.setattr(checkpoint, "SEGMENT_CHUNKS", 1)
     monkeypatch.setattr(checkpoint, "cores", lambda: 2)
     monkeypatch.setattr(checkpoint, "_write_file", full)
     before = set(threading.enumerate())

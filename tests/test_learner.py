@@ -268,7 +268,7 @@ def test_the_learner_process_ends_in_order(folder: Folder, monkeypatch: pytest.M
             beat=lambda: beats.append(None),
         )
 
-    monkeypatch.setattr("learner.checkpoint._SEGMENT_CHUNKS", 1)
+    monkeypatch.setattr("learner.checkpoint.SEGMENT_CHUNKS", 1)
     monkeypatch.setattr(LearnerEndpoint, "start", started)
     monkeypatch.setattr(LearnerEndpoint, "stop", stopped)
     folder.learner(config(), chunks=30).save_now()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,6 +25,7 @@ from benchmarks.scaling.simulation import (
 )
 from benchmarks.scaling.studies import balance, settled
 from common.config import Config
+from learner.learner import PUBLISH_SECONDS
 
 FREE = Costs(**{field.name: 0.0 for field in dataclasses.fields(Costs)})
 STEP = 1 / 1024  # seconds; a power of two, so that sums are exact
@@ -148,8 +150,9 @@ def test_slow_training_holds_the_actors_to_the_ratio() -> None:
     assert result.updates_per_second == pytest.approx(16.0, rel=0.01)
     assert balance(scenario, result) == pytest.approx(1.0, abs=0.03)
     assert result.bottleneck == TRAINING
-    # Each of them waits for its turn with a chunk in hand.
-    assert result.data_age == pytest.approx(8 * CHUNK / result.env_steps_per_second, rel=0.2)
+    # Each of them waits for its turn with a chunk in hand, and another in the making of each game.
+    waiting = 8 * CHUNK * (1 + Config().envs_per_actor / 2)
+    assert result.data_age == pytest.approx(waiting / result.env_steps_per_second, rel=0.05)
 
 
 def test_fast_training_waits_for_data_and_keeps_the_ratio_too() -> None:
@@ -194,6 +197,20 @@ def test_weights_traffic_is_versions_times_actors_times_their_size() -> None:
     assert result.used[LINK_OUT] == pytest.approx(result.versions_per_second * 10 * 1e-3, rel=0.05)
 
 
+def test_versions_are_no_closer_together_than_the_learner_makes_them() -> None:
+    # A period of updates would be over after 0.02 s.
+    costs = dataclasses.replace(PLAYING, update=1e-3, actor_step=1e-5)
+    result = simulate(training(4, costs), seconds=20.0, settle=5.0)
+    assert result.updates_per_second == pytest.approx(1000.0, rel=0.01)
+    assert result.versions_per_second == pytest.approx(1 / PUBLISH_SECONDS, rel=0.02)
+
+
+def test_data_that_never_arrive_are_older_than_anything() -> None:
+    costs = dataclasses.replace(PLAYING, router_chunk=1e9)
+    result = simulate(collecting(2, costs), seconds=2.0, settle=1.0)
+    assert (result.env_steps_per_second, result.data_age) == (0.0, math.inf)
+
+
 def test_equal_scenarios_have_equal_results() -> None:
     costs = dataclasses.replace(PLAYING, update=0.01, chunk_bytes=5e5, weights_bytes=3e6)
     scenario = training(30, costs, Network(100e6, 1e-4))
@@ -213,6 +230,22 @@ def test_a_parts_own_limit_is_what_it_takes_alone() -> None:
     assert limits[ACTORS] == pytest.approx(102_400.0)
     assert limits[ROUTER] == pytest.approx(64_000.0)
     assert limits[TRAINING] == pytest.approx(50 * 32 / Config().samples_per_insert)
+
+
+def test_a_link_carries_weights_as_often_as_updates_or_the_clock_ask_for() -> None:
+    """100 actors, 8 Mbit of weights each, a frame's worth of messages for every chunk."""
+    link = Network(bytes_per_second=2e9, latency_seconds=0.0)
+    costs = dataclasses.replace(FREE, weights_bytes=1e6, message_bytes=7e3)
+    config = Config()
+    versions = config.samples_per_insert / config.batch_size / config.publish_period_updates
+    # All of 2 GB, if a version comes for so many env steps; or what 10 a second leave of it.
+    by_updates = 2e9 / (100 * 1e6 * versions + 7e3 / CHUNK)
+    by_clock = (2e9 - 100 * 1e6 / PUBLISH_SECONDS) / (7e3 / CHUNK)
+    assert by_clock > by_updates
+    assert capacities(training(100, costs, link))[LINK_OUT] == pytest.approx(by_clock)
+    seldom = dataclasses.replace(training(190, costs, link), publish_seconds=1e-3)
+    by_updates = 2e9 / (190 * 1e6 * versions + 7e3 / CHUNK)
+    assert capacities(seldom)[LINK_OUT] == pytest.approx(by_updates)
 
 
 # -- the command line -----------------------------------------------------------------------------

@@ -169,7 +169,8 @@ class Trainer:
         self.stored = 0  # chunks
         self._inbox = 0  # chunks
         self._since: float | None = None  # the turn in progress began
-        self._published, self._busy = 0.0, 0.0
+        self._next_publish, self._busy = 0.0, 0.0
+        self._published = 0  # periods of updates, at the newest version
 
     def busy_seconds(self) -> float:
         return self._busy + (0.0 if self._since is None else self.run.clock.now - self._since)
@@ -208,7 +209,8 @@ class Trainer:
             self.sampled += self.run.scenario.config.batch_size
             self.updates += 1
         if publishes:
-            self._published = now
+            self._next_publish = now + self.run.scenario.publish_seconds
+            self._published = self._period(self.updates)
             self.run.versions.append((now, self.updates))
         router.insert_limit = self.insert_limit()
         demand = self.run.sessions.demand
@@ -220,6 +222,8 @@ class Trainer:
 
     def _due(self) -> bool:
         """After the update that comes."""
-        if seconds := self.run.scenario.publish_seconds:
-            return self.run.clock.now - self._published >= seconds
-        return (self.updates + 1) % self.run.scenario.config.publish_period_updates == 0
+        new = self._period(self.updates + 1) > self._published
+        return new and self.run.clock.now >= self._next_publish
+
+    def _period(self, updates: int) -> int:
+        return updates // self.run.scenario.config.publish_period_updates

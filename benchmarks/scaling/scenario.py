@@ -7,6 +7,7 @@ from typing import Any
 from common.config import Config
 from common.errors import ConfigError
 from common.presets import make_config
+from learner.learner import PUBLISH_SECONDS
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ class Scenario:
     """False: what arrives is stored, and nobody is held back."""
     ahead: float = 0.0
     """At the start the actors have run ahead of training by this share of what they may."""
-    publish_seconds: float = 0.0
-    """A remedy: at least so long between two versions, however many updates that is."""
+    publish_seconds: float = PUBLISH_SECONDS
+    """At least so long between two versions, however many updates that is."""
 
     @property
     def tolerance_samples(self) -> float:

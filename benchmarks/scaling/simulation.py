@@ -140,8 +140,8 @@ class Result:
     """What a simulated run reached, once it had settled.
 
     used: share of each part that was busy. resent: chunks sent again, per chunk stored.
-    weights_age: how old the weights were by which a transition was played; data_age: time from
-    the end of a chunk to storing it, not what it took to play it; both means, in seconds. dropped:
+    weights_age: how old the weights were by which a transition was played; data_age: from playing
+    a transition to storing it, infinite where nothing arrives; both means, in seconds. dropped:
     messages per second that found an actor's queue full; reconnects: per second, of actors that
     heard nothing for 8 s.
     """
@@ -175,7 +175,9 @@ def simulate(scenario: Scenario, seconds: float, settle: float) -> Result:
         LINK_IN: scenario.network.bytes_per_second,
         LINK_OUT: scenario.network.bytes_per_second,
     }
-    held = [figures["produced"] - figures["env_steps"] for figures in (before, after)]
+    # Of each game a chunk is in the making, half done in the mean.
+    making = scenario.actors * scenario.config.envs_per_actor * run.chunk / 2
+    held = [making + figures["produced"] - figures["env_steps"] for figures in (before, after)]
     steps, played = gained["env_steps"], gained["produced"] / run.chunk
     return Result(
         actors=scenario.actors,
@@ -184,7 +186,7 @@ def simulate(scenario: Scenario, seconds: float, settle: float) -> Result:
         versions_per_second=gained["versions"],
         used={part: gained[part] / capacity[part] for part in PARTS},
         weights_age=gained["use_ages"] / played if played else 0.0,
-        data_age=sum(held) / 2 / steps if steps else 0.0,
+        data_age=sum(held) / 2 / steps if steps else math.inf,
         resent=gained["resent"] * run.chunk / steps if steps else 0.0,
         dropped=gained["dropped"],
         reconnects=gained["reconnects"],
@@ -194,18 +196,37 @@ def simulate(scenario: Scenario, seconds: float, settle: float) -> Result:
 def capacities(scenario: Scenario) -> dict[str, float]:
     """Env steps per second that each part could carry if it were the only limit.
 
-    LINK_OUT and the weights' share of ZeroMQ's thread follow from the updates per env step.
+    Weights are sent as often as the updates ask for, or every publish_seconds if that is less.
     """
     config, costs, actors = scenario.config, scenario.costs, scenario.actors
     chunk, bandwidth = config.chunk_transitions, scenario.network.bytes_per_second
     updates = config.samples_per_insert / config.batch_size if scenario.learning else 0.0
     copies = actors * updates / config.publish_period_updates  # of the weights, per env step
-    work = {  # of one env step, in what the part does once per second
+    most_copies = actors / scenario.publish_seconds  # per second
+    step = {  # seconds of the part for one env step
         ACTORS: (costs.actor_step + costs.actor_chunk / chunk) / actors,
         LINK_IN: costs.chunk_bytes / chunk / bandwidth,
-        IO: (costs.io_chunk + costs.io_message) / chunk + copies * costs.io_weights,
-        ROUTER: costs.router_chunk / chunk + copies * (costs.router_weights + costs.router_ack),
+        IO: (costs.io_chunk + costs.io_message) / chunk,
+        ROUTER: costs.router_chunk / chunk,
         TRAINING: costs.store / chunk + updates * costs.update,
-        LINK_OUT: (costs.message_bytes / chunk + copies * costs.weights_bytes) / bandwidth,
+        LINK_OUT: costs.message_bytes / chunk / bandwidth,
     }
-    return {part: 1 / seconds if seconds else math.inf for part, seconds in work.items()}
+    copy = dict.fromkeys(PARTS, 0.0) | {  # and for one copy of the weights
+        IO: costs.io_weights,
+        ROUTER: costs.router_weights + costs.router_ack,
+        LINK_OUT: costs.weights_bytes / bandwidth,
+    }
+    return {
+        part: max(
+            _rate(1.0, step[part] + copies * copy[part]),
+            _rate(1.0 - most_copies * copy[part], step[part]),
+        )
+        for part in PARTS
+    }
+
+
+def _rate(seconds: float, each: float) -> float:
+    """How many of them fit into these seconds, of which none may be left."""
+    if seconds <= 0.0:
+        return 0.0
+    return seconds / each if each else math.inf

@@ -2,20 +2,14 @@
 
 import argparse
 import importlib
-import platform
-import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from benchmarks.measure import FULL, SHORT, Form, NotMeasured, Row, as_json, as_markdown, as_table
 from benchmarks.peers.environment import Peers, default_folder
-from benchmarks.worker import ROOT
-from common.config import VERSION
-from common.machine import cores
 from common.run_folder import check_writable
 
 BUG = "a bug of the benchmark"
@@ -115,38 +109,16 @@ def title(measure: Callable[..., object]) -> str:
     return (measure.__doc__ or "").splitlines()[0].partition(": ")[2].rstrip(".")
 
 
-def about(form: Form) -> dict[str, Any]:
+def about(form: Form) -> dict[str, str]:
     import torch
 
+    from common.provenance import provenance
+
     return {
-        "version": f"{VERSION}, {commit()}",
+        **provenance("cuda" if torch.cuda.is_available() else "cpu"),
         "form": "full" if form.full else "short",
-        "machine": f"{cores()} cores of {processor()}",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d %H:%M %Z"),
     }
-
-
-def commit() -> str:
-    """Of the code that is measured, where git can tell."""
-    words = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    except OSError:
-        return "commit unknown"
-    return done.stdout.strip() or "commit unknown"
-
-
-def processor() -> str:
-    """Its name, where Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ WARM_UP_UPDATES, TIMED_UPDATES, TRACED_UPDATES = 300, 1000, 300
 
 @dataclass(frozen=True)
 class Told:
-    """Of the average update: its time while data suffices, and that in which the GPU worked."""
+    """Of the average update: its time while data suffices, that in which the GPU worked, and the
+    kernels and copies that were seen there."""
 
     wall_seconds: float
     busy_seconds: float
+    events: float
 
 
 def read(run_dir: Path) -> Told | None:
@@ -56,14 +58,14 @@ class Trace:
         self._profile = profile(activities=[ProfilerActivity.CUDA])
         self._profile.start()
 
-    def busy_seconds(self) -> float:
-        """Ends it. -> how long any kernel ran or anything was copied."""
+    def end(self) -> tuple[float, int]:
+        """-> seconds in which any kernel ran or anything was copied, and how many did."""
         from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
         self._profile.stop()
         events = self._profile.events()  # type: ignore[no-untyped-call]
         spans = [e.time_range for e in events if e.device_type == DeviceType.CUDA]
-        return covered((span.start, span.end) for span in spans) / 1e6
+        return covered((span.start, span.end) for span in spans) / 1e6, len(spans)
 
 
 def watch_learner() -> None:
@@ -99,8 +101,12 @@ def watch_learner() -> None:
                 self.trace = Trace()
             elif done == TIMED_UPDATES + TRACED_UPDATES:
                 torch.cuda.synchronize()
-                busy = self.trace.busy_seconds() / TRACED_UPDATES
-                told = Told(self.wall_seconds / TIMED_UPDATES, busy)
+                busy, events = self.trace.end()
+                told = Told(
+                    self.wall_seconds / TIMED_UPDATES,
+                    busy / TRACED_UPDATES,
+                    events / TRACED_UPDATES,
+                )
                 replace_file(self.run_dir / "gpu.json", json.dumps(asdict(told)).encode())
 
     learner.Learner = WatchedLearner  # type: ignore[misc]

@@ -85,9 +85,10 @@ class DQN(nn.Module):
         exact, factor = torch.float32, torch.float32
         if self.in_bfloat16:
             exact, factor = torch.int16, torch.bfloat16
+        channels_last = obs.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if channels_last else torch.contiguous_format
         mean = self.pixel_mean.to(exact).expand(1, *self.input_shape)
-        obs, mean = (x.contiguous(memory_format=torch.channels_last) for x in (obs, mean))
-        x = obs.to(exact).sub_(mean).to(factor)
+        x = obs.to(exact).sub_(mean.contiguous(memory_format=layout)).to(factor)
         with self._rounding(obs.device):
             weight = self.first.weight / self.pixel_scale
             first = F.conv2d(x, weight, self.first.bias, self.first.stride)

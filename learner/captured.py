@@ -39,7 +39,9 @@ class CapturedStep:
         self._step = step
         self._batch = blank_batch(batch_size, device)
         self._learning_rate = torch.zeros((), device=device)
-        before = [tensor.clone() for tensor in mutated]
+        # Detached: a clone with a history would hold on to its parameter's gradient accumulator,
+        # which belongs to today's stream, and a capture must not wait for that one.
+        before = [tensor.detach().clone() for tensor in mutated]
         try:
             self._launch = (capture or as_cuda_graph)(self._run)
             self._launch()
@@ -82,10 +84,15 @@ def as_cuda_graph(function: Launch) -> Launch:
     with torch.cuda.stream(side):
         for _ in range(WARM_UP_CALLS):
             function()
-    torch.cuda.current_stream().wait_stream(side)
+    usual = torch.cuda.current_stream()
+    usual.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
+    try:
+        with torch.cuda.graph(graph):
+            function()
+    except BaseException:
+        torch.cuda.set_stream(usual)  # a capture that fails would leave its own
+        raise
 
     @functools.wraps(function)  # and so holds on to it: the graph works on its tensors
     def launch() -> None:

@@ -125,7 +125,8 @@ class Trainer:
         try:
             return CapturedStep(self._step_on_device, mutated, self.config.batch_size, self.device)
         except RuntimeError as error:
-            say(f"Updates are launched kernel by kernel, the GPU cannot capture them: {error}")
+            cause = error.__context__ or error  # what ends the capture raises on top of it
+            say(f"Updates are launched kernel by kernel, the GPU cannot capture them: {cause}")
             return None
 
     def sync_target(self) -> None:
@@ -152,6 +153,11 @@ class Trainer:
         self.online.standardize(frames.to(self.device))
         self.sync_target()
         self.average_policy(share=1.0)
+
+    @property
+    def is_captured(self) -> bool:
+        """Is an update one launch on a GPU?"""
+        return self._captured is not None
 
     @property
     def is_dead(self) -> bool:

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from common.config import VERSION, Config
+from common.config import Config
 from common.console import say
 from common.errors import ConfigError
 from common.messages import EpisodeStats
 from common.metrics import SOLVED_GAMES, Metrics, Scores
 from common.policy_file import mean_score_of, save_policy
+from common.provenance import provenance
 from common.router import LearnerEndpoint
 from common.run_folder import replace_file
 from common.schedules import epsilon_of
@@ -97,6 +98,8 @@ class Records:
         self._policy_errors: dict[str, OSError] = {}  # by the file's name, until they are told
         self._refused = 0
         self._first = (time.monotonic(), env_steps)
+        # Now: the files of the code may be others when the run ends.
+        self._provenance = provenance("cuda" if config.cuda else "cpu")
 
     # -- what happens ---------------------------------------------------------------------------
 
@@ -328,7 +331,9 @@ class Records:
             "actors": config.actor_count,
             "actor_restarts": transport.restarts if transport else 0,
             "device": str(learner.trainer.device),
-            "version": VERSION,
+            "captured_updates": learner.trainer.is_captured,
+            "learner_threads": config.learner_threads,
+            **self._provenance,
         }
         errors: list[OSError | None] = list(self._policy_errors.values())
         try:

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,6 +198,46 @@ def test_a_device_that_cannot_capture_leaves_the_networks_as_they_were() -> None
         assert torch.equal(tensor, trainer.tensors()[name]), name
 
 
+def test_nothing_from_before_a_capture_takes_part_in_its_backward_pass() -> None:
+    trainer = Trainer(config(batch_size=8), torch.device("cpu"))
+    held: list[bool] = []
+
+    def capture(step: Launch) -> Launch:
+        held.extend(map(has_an_accumulator, trainer.online.parameters()))
+        return step
+
+    as_on_a_gpu(trainer, capture)
+    assert held and not any(held)
+    parameter = next(trainer.online.parameters())
+    history = parameter.clone()
+    assert has_an_accumulator(parameter) and history.grad_fn
+
+
+def has_an_accumulator(parameter: nn.Parameter) -> bool:
+    """Does anything hold on to the node that adds up this parameter's gradient? It knows the stream
+    on which it was made: in a capture of another stream CUDA refuses it."""
+    torch.autograd.graph.get_gradient_edge(parameter).node.metadata["seen"] = True
+    return "seen" in torch.autograd.graph.get_gradient_edge(parameter).node.metadata
+
+
+def test_a_device_that_cannot_capture_is_told_by_its_first_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = Trainer(config(), torch.device("cpu"))
+    trainer.device = torch.device("cuda")
+
+    def fails(*_: object) -> None:
+        try:
+            raise RuntimeError("an operation that cannot be captured")
+        finally:
+            raise RuntimeError("operation failed due to a previous error")
+
+    monkeypatch.setattr("learner.dqn.CapturedStep", fails)
+    assert trainer._capture() is None and not trainer.is_captured
+    said = capsys.readouterr().out
+    assert "kernel by kernel" in said and "an operation that cannot be captured" in said
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_the_captured_updates_are_the_eager_ones() -> None:
     gpu = torch.device("cuda", torch.cuda.current_device())
@@ -238,6 +280,33 @@ def test_a_graph_is_captured_after_a_warm_up_and_replayed(monkeypatch: pytest.Mo
         *("wait", "side stream", *["step"] * WARM_UP_CALLS, "end of side stream", "wait"),
         *("capture", "step", "end of capture", "replay"),
     ]
+
+
+def test_a_capture_that_fails_gives_the_stream_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, streams = SimpleNamespace(wait_stream=lambda _: None), []
+
+    @contextlib.contextmanager
+    def captured(graph: object) -> Iterator[None]:
+        yield
+
+    calls = itertools.count(1)
+
+    def step() -> None:
+        if next(calls) > WARM_UP_CALLS:
+            raise RuntimeError("not in a capture")
+
+    for name, stand_in in (
+        ("Stream", lambda: usual),
+        ("current_stream", lambda: usual),
+        ("stream", lambda _: contextlib.nullcontext()),
+        ("CUDAGraph", SimpleNamespace),
+        ("graph", captured),
+        ("set_stream", streams.append),
+    ):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    with pytest.raises(RuntimeError, match="not in a capture"):
+        as_cuda_graph(step)
+    assert streams == [usual]
 
 
 def test_adam_steps_as_pytorchs_own_to_the_bit() -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,25 @@ def steady(rate: float) -> Side:
 @pytest.fixture
 def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "require_gpu", lambda: None)
+
+
+@pytest.fixture(autouse=True)
+def a_learner_there(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Whose updates are captured."""
+    trainer = SimpleNamespace(is_captured=True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(gpu, "Trainer", lambda config, device: trainer)
+    gpu.on_the_gpu.cache_clear()
+    return trainer
+
+
+def test_rows_say_where_an_update_is_no_captured_graph(a_learner_there: SimpleNamespace) -> None:
+    assert gpu.what(NIPS) == "updates with replay on the GPU, nips, batch 256"
+    a_learner_there.is_captured = False
+    gpu.on_the_gpu.cache_clear()
+    assert "on the GPU (kernel by kernel)," in gpu.what(NIPS)
+    *_, top = gpu.against_one({1: [1.0], 4: [4.0]})
+    assert "(kernel by kernel)" in top.what
 
 
 @pytest.mark.parametrize("number", [14, 15, 16])
@@ -193,19 +213,20 @@ def test_the_gpu_is_idle_when_it_does_not_work(
     a_gpu: None, monkeypatch: pytest.MonkeyPatch, busy: float, ratio: float, met: str
 ) -> None:
     monkeypatch.setattr(gpu, "Run", Watching)
-    monkeypatch.setattr(watched, "read", lambda _: Told(0.002, busy))
+    monkeypatch.setattr(watched, "read", lambda _: Told(0.002, busy, 100.0))
     (row,) = gpu.idle(SHORT, NO_PEERS)
     assert row.ratios == [pytest.approx(ratio)]
     assert row.references == [2.0]
     assert row.met == met or ratio == 0.05  # at the bound rounding decides
 
 
-def test_a_profiler_that_saw_nothing_is_no_idle_gpu(
-    a_gpu: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("events", [0.0, 6.0])  # or only what is copied from and to the graph
+def test_a_profiler_that_saw_no_kernels_is_no_idle_gpu(
+    a_gpu: None, monkeypatch: pytest.MonkeyPatch, events: float
 ) -> None:
     monkeypatch.setattr(gpu, "Run", Watching)
-    monkeypatch.setattr(watched, "read", lambda _: Told(0.002, 0.0))
-    with pytest.raises(NotMeasured, match="profiler"):
+    monkeypatch.setattr(watched, "read", lambda _: Told(0.002, 0.0001, events))
+    with pytest.raises(NotMeasured, match=f"saw {events:g} events per update"):
         gpu.idle(SHORT, NO_PEERS)
 
 
@@ -247,8 +268,8 @@ class FakeTrace:
     def __init__(self) -> None:
         StandIn.traced = True
 
-    def busy_seconds(self) -> float:
-        return 0.75 * watched.TRACED_UPDATES
+    def end(self) -> tuple[float, int]:
+        return 0.75 * watched.TRACED_UPDATES, 40 * watched.TRACED_UPDATES
 
 
 def test_a_watched_learner_tells_time_without_waiting_for_data_or_for_the_profiler(
@@ -270,4 +291,4 @@ def test_a_watched_learner_tells_time_without_waiting_for_data_or_for_the_profil
             watched_one.update()
         else:
             clock.now += 10.0
-    assert watched.read(tmp_path) == Told(wall_seconds=1.0, busy_seconds=0.75)
+    assert watched.read(tmp_path) == Told(wall_seconds=1.0, busy_seconds=0.75, events=40.0)

@@ -21,10 +21,10 @@ from tuning.results import Game, Run, keep, runs_in, table, thinned
 from tuning.variants import ABLATION, Variant
 
 
-def a_run(scores: list[float], minutes_apart: float = 0.1, variant: str = "pong") -> Run:
-    """Games that end one after another, 1,000 env steps each."""
-    games = [Game((i + 1) * minutes_apart, 1_000 * (i + 1), s) for i, s in enumerate(scores)]
-    return Run(variant, 7, games, 1_000 * len(scores), 30 * len(scores))
+def a_run(scores: list[float], variant: str = "pong") -> Run:
+    """Games that end one after another, of 6 s, 1,000 env steps and 600 updates each."""
+    games = [Game(i / 10, 1_000 * i, 600 * i, s) for i, s in enumerate(scores, start=1)]
+    return Run(variant, "seed-7", games)
 
 
 def write_run(run_dir: Path, scores: list[float], **result: Any) -> None:
@@ -44,32 +44,27 @@ def write_run(run_dir: Path, scores: list[float], **result: Any) -> None:
     (run_dir / "result.json").write_text(json.dumps(about | result))
 
 
-def test_a_level_is_reached_by_the_first_full_window_whose_mean_exceeds_it() -> None:
-    run = a_run([-21.0] * 9 + [0.0] + [9.0] * 10)
-    assert run.reached(-15.0, 10) == (pytest.approx(1.2), 12_000)  # 11 games: -15.9, 12: -12.9
-    assert run.reached(9.0, 10) == (float("inf"), float("inf"))  # reaching is not exceeding
-    assert run.reached(-21.0, 100) == (float("inf"), float("inf"))  # twenty games are not a hundred
+def test_a_level_is_reached_by_the_first_hundred_games_whose_mean_exceeds_it() -> None:
+    run = a_run([-21.0] * 90 + [9.0] * 90)
+    assert run.reached(-18.0) == run.games[100]  # of 11 games won; 10 make -18, which is not more
+    assert run.reached(6.0) is None  # what the last hundred come to, and no more
+    assert a_run([21.0] * 99).reached(-21.0) is None  # ninety-nine games are not a hundred
 
 
-def test_a_level_that_is_reached_at_once_is_reached_with_the_last_game_of_the_window() -> None:
-    assert a_run([20.0] * 120).reached(19.5, 100) == (pytest.approx(10.0), 100_000)
+def test_a_level_that_is_reached_at_once_is_reached_with_the_hundredth_game() -> None:
+    run = a_run([20.0] * 120)
+    assert run.reached(19.5) == run.games[99]
 
 
-def test_the_score_at_a_moment_is_of_the_games_finished_by_then() -> None:
-    run = a_run([-21.0] * 10 + [-11.0] * 10, minutes_apart=0.25)
-    assert run.score_at(2.4) == -21.0  # nine games are no mean yet
-    assert run.score_at(2.5) == -21.0
-    assert run.score_at(3.75) == -16.0
-    assert run.score_at(60.0) == -11.0
+def test_a_game_is_mastered_with_the_first_ten_at_the_solved_level() -> None:
+    run = a_run([-21.0] * 5 + [19.0, 20.0] * 10)
+    assert run.mastered() == run.games[14]  # at 19.5, which "solved" would have to exceed
+    assert a_run([21.0] * 9).mastered() is None
 
 
-def test_the_area_of_a_lost_a_won_and_a_mixed_run() -> None:
-    assert a_run([-21.0] * 50).area(10.0) == 0.0
-    assert a_run([21.0] * 10, minutes_apart=0.5).area(10.0) == pytest.approx(0.5)  # from minute 5
-    mixed = a_run([-21.0] * 10 + [21.0] * 10, minutes_apart=0.5)
-    climb = sum(0.1 * i * 0.5 for i in range(10))  # a tenth more each game, from minute 5.5 on
-    assert mixed.area(20.0) == pytest.approx((climb + 10.0) / 20.0)
-    assert mixed.area(5.0) == 0.0  # what comes later does not count
+def test_the_mean_at_the_end_is_of_a_hundred_games_or_of_all() -> None:
+    assert a_run([-21.0] * 50 + [1.0] * 100).mean_at_end() == 1.0
+    assert a_run([-21.0, 1.0]).mean_at_end() == -10.0
 
 
 def test_thinning_keeps_every_score_and_one_period_row_a_minute(tmp_path: Path) -> None:
@@ -94,19 +89,24 @@ def test_a_kept_run_tells_what_the_run_told_and_not_where_it_was(tmp_path: Path)
     (before,), (after,) = runs_in(tmp_path / "run"), runs_in(tmp_path / "kept")
     assert (before.variant, after.variant) == ("pong", "slow")
     assert before.games == after.games
-    assert (after.seed, after.env_steps, after.updates) == (7, 120_000, 10)
+    assert after.name == "seed-7"
 
 
-def test_the_table_has_a_row_per_run_and_the_median_of_each_variant() -> None:
-    runs = [a_run([score] * 100) for score in (-14.0, -10.0, 20.0)]
-    runs.append(a_run([-21.0] * 5, variant="book"))
-    rows = [line.split(" | ") for line in table(runs, minutes=10.0).splitlines()]
-    assert rows[0][2] == "10 games > -15" and rows[0][9] == "100 games > 19.5"
-    assert rows[2][2] == "1 / 10 k" and rows[2][3] == "-"
-    assert rows[4][9] == "10 / 100 k" and rows[4][10] == "+20.0"
-    assert rows[5][:2] == ["| **pong**", "**median**"]
-    assert rows[5][2:4] == ["1 / 10 k", "-"]  # two of three never exceeded 0
-    assert rows[6][:3] == ["| book", "7", "-"]
+def test_the_table_has_a_row_per_run_that_finished_a_game() -> None:
+    runs = [a_run([score] * 120) for score in (-14.0, 20.0)]
+    runs += [a_run([-21.0] * 5, "book"), a_run([], "none")]
+    lines = table(runs).splitlines()
+    assert len({line.count("|") for line in lines[:5]}) == 1 and not lines[5]
+    # 120 games took twelve minutes; the second was mastered after ten, one minute.
+    levels = "10.0 / 100 | 10.0 / 100 | 10.0 / 100 | 1.0 / 10 | 10.0 / 100"
+    assert lines[2:5] == [
+        "| `pong` | seed-7 | 10.0 / 100 | - | - | - | - | -14.0 | 100 | 167 |",
+        f"| `pong` | seed-7 | {levels} | +20.0 | 100 | 167 |",
+        "| `book` | seed-7 | - | - | - | - | - | -21.0 | 100 | 167 |",
+    ]
+    assert lines[-2:] == ["- `pong`: 1 of 2 solved", "- `book`: 0 of 1 solved"]
+    both = table([a_run([20.0] * games) for games in (100, 120)])
+    assert both.endswith("- `pong`: 2 of 2 solved, median 10.0 minutes")
 
 
 @pytest.mark.parametrize(
@@ -164,8 +164,8 @@ def test_runs_go_seed_by_seed_and_those_with_a_result_are_skipped(
     trials.run_missing(tmp_path, variants, [1, 2], minutes=10.0)
     assert len(ran) == 5 and "--n-step" in ran[4]
     assert not (tmp_path / "unfinished").exists()
-    assert [(run.variant, run.seed) for run in runs_in(tmp_path)] == [
-        *(("n=1", 1), ("n=1", 2), ("pong", 1), ("pong", 2)),
+    assert [(run.variant, run.name) for run in runs_in(tmp_path)] == [
+        *(("n=1", "seed-1"), ("n=1", "seed-2"), ("pong", "seed-1"), ("pong", "seed-2")),
     ]
 
 
@@ -212,6 +212,7 @@ def test_a_gpu_session_shares_its_time_survives_a_failure_and_reports_everything
         seed = int(flags[flags.index("--seed") + 1])
         facts = {"reason": "Solved!", "wall_seconds": 60.0, "env_steps_per_second": 20_000.0}
         facts |= {"updates_per_second": 500.0, "measured_samples_per_insert": 1.6}
+        facts |= {"captured_updates": seed == 0}
         write_run(run_dir, [20.0] * 100, seed=seed, **facts)
         (run_dir / "console.log").write_text("what it said")
         (run_dir / "best.safetensors").write_text(f"seed {seed}")
@@ -228,7 +229,9 @@ def test_a_gpu_session_shares_its_time_survives_a_failure_and_reports_everything
     assert left[0] >= gpu_run.EVALUATION_SECONDS
     report = (tmp_path / "out" / "report.md").read_text()
     assert "--cuda --replay-device cuda" in report
-    assert "| **gpu** | **median** |" in report
+    assert "- `gpu`: 2 of 2 solved, median 3.3 minutes" in report
+    assert "1.60 samples per insert, captured" in report  # seed 0
+    assert "1.60 samples per insert, kernel by kernel" in report  # seed 2
     assert "- gpu/seed-0: mean of seed 0" in report
     assert "gpu/seed-2:\n```\nIts greedy games ended with exit code -9.\n```" in report
     assert "Trouble with gpu/seed-1:\n```\nexit code 1\nout of memory" in report

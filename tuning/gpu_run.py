@@ -1,11 +1,15 @@
-"""Pong on a machine with a GPU and no network: all runs, or the benchmarks, in one call each.
+"""Pong on a machine with a GPU and no network: tests, all runs, or the benchmarks, a call each.
 
     python -m tuning.gpu_run pack FOLDER                         where a registry can be reached
-    python3 -m tuning.gpu_run run OUT --packages FOLDER/packages.tar.xz         on the GPU machine
-    python3 -m tuning.gpu_run bench OUT --packages FOLDER/packages.tar.xz                  there too
+    python3 -m tuning.gpu_run test OUT --packages FOLDER/packages.tar.xz        on the GPU machine
+    python3 -m tuning.gpu_run run OUT --packages FOLDER/packages.tar.xz                  there too
+    python3 -m tuning.gpu_run bench OUT --packages FOLDER/packages.tar.xz                and there
 
-`run` and `bench` need Python, torch and numpy there, nothing else, and end within --minutes. With
---cpu they do the same without a GPU, to try it.
+All three need Python, torch and numpy there, nothing else, and end within --minutes. With --cpu
+they do the same without a GPU, to try it.
+
+`test`: the tests that need a GPU, in less than a minute; OUT holds report.md and what pytest said.
+The one to begin with.
 
 `run`: each run gets an equal part of what is left, or all but a minute for each of the others where
 that is more, and the greedy games are played at the end, those of all runs side by side. OUT holds
@@ -29,10 +33,11 @@ from pathlib import Path
 
 from common.errors import ConfigError, UserError
 from common.machine import cores
+from common.provenance import processor
 from tuning import gpu_bench
 from tuning.packages import environment_with, pack
 from tuning.results import keep, runs_in, table
-from tuning.trials import LAUNCH, check, place, train
+from tuning.trials import LAUNCH, check, logged, place, train
 from tuning.variants import Variant
 
 # A proposal: nobody has run it on a GPU yet. Two CPU cores take some 20,000 updates of 32 and
@@ -61,12 +66,12 @@ GPU = Variant(
         "checkpoint_period_seconds": "0",
     },
 )
+GPU_TESTS = ("tests/test_dqn.py", "tests/test_replay.py")
 CPU = Variant("cpu", {"actors": "1", "checkpoint_period_seconds": "0"})
 EVALUATION_SECONDS, EVALUATION_SEED = 90.0, 777
 ENDING_SECONDS = 45.0  # for the last checkpoint of a run
 LATER_SECONDS = 60.0 + ENDING_SECONDS  # kept for each run to come, where that leaves more
 FEWEST_SECONDS = 10.0  # a run that would get less is left out
-AREA_MINUTES = 2.0
 # What a run needs is read from the disk, and tried, before the time of the first one begins.
 FACTS = """
 import ale_py, cv2, gymnasium, msgpack, platform, safetensors, torch, torch.utils.tensorboard, zmq
@@ -92,7 +97,9 @@ def main(words: list[str]) -> int:
             environment = environment_with(given.packages, Path(scratch, "site"))
             session = Session(given.out, Path(scratch), environment, deadline)
             session.require_gpu(given.cpu)
-            if given.verb == "bench":
+            if given.verb == "test":
+                session.test()
+            elif given.verb == "bench":
                 session.bench(given.rows)
             else:
                 session.run([(v, seed) for seed in given.seeds for v in variants], given.games)
@@ -119,6 +126,7 @@ def flag_parser() -> argparse.ArgumentParser:
     there.add_argument("--packages", type=Path, required=True, help="the archive")
     there.add_argument("--minutes", type=float, default=9.5, help="of all of it (9.5)")
     there.add_argument("--cpu", action="store_true", help="without a GPU")
+    verbs.add_parser("test", parents=[there], help="the tests that need a GPU")
     running = verbs.add_parser("run", parents=[there], help="train, evaluate, report")
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     running.add_argument("--games", type=int, default=30, help="greedy ones, of each run (30)")
@@ -158,6 +166,17 @@ class Session:
         print(self.machine, flush=True)
         if "no GPU" in self.machine and not cpu:
             raise ConfigError("torch finds no GPU here; --cpu tries everything without one.")
+
+    def test(self) -> None:
+        """What must hold before anything else is worth its time."""
+        # The suite makes errors of warnings, and knows those of other versions than are there.
+        command = [sys.executable, "-m", "pytest", "-q", "-W", "default", "-k", "gpu", *GPU_TESTS]
+        log = self.out / "pytest.log"
+        trouble = logged(command, log, self.left, self.environment)
+        if trouble:
+            self.troubles["the tests"] = trouble
+        said = log.read_text().strip().splitlines()
+        self.write(["# Tests that need a GPU", self.machine, said[-1] if said else "not a word"])
 
     def run(self, planned: list[tuple[Variant, int]], games: int) -> None:
         """Train, evaluate, and write the report after each step."""
@@ -246,7 +265,7 @@ class Session:
         }
         greedy = [f"- {run}: {said}" for run, said in self.greedy.items()]
         parts = ["# Pong in one call", self.machine, "\n".join(commands.values())]
-        parts += [table(runs_in(self.out), AREA_MINUTES), "\n".join(self.speeds())]
+        parts += [table(runs_in(self.out)), "\n".join(self.speeds())]
         parts += ["\n".join(["Greedy games of the best policies:", "", *greedy])]
         self.write(parts)
 
@@ -264,17 +283,10 @@ class Session:
                 f"- {self.named(path.parent)}: {result['reason']} {result['wall_seconds']:.1f} s, "
                 f"{result['env_steps_per_second']:,.0f} env steps/s, "
                 f"{result['updates_per_second']:,.1f} updates/s, "
-                f"{result['measured_samples_per_insert'] or 0:.2f} samples per insert"
+                f"{result['measured_samples_per_insert'] or 0:.2f} samples per insert, "
+                f"{'captured' if result['captured_updates'] else 'kernel by kernel'}"
             )
         return lines
-
-
-def processor() -> str:
-    """The CPU's name."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown processor"
 
 
 if __name__ == "__main__":

@@ -1,77 +1,61 @@
 """What a run of Pong showed, read off its metrics.csv and result.json alone; tables of many runs.
 
-A level is reached when the mean of the last 100 (or 10) finished games first exceeds it; a mean of
-fewer games does not count.
+A level is reached when the mean of the last 100 finished games first exceeds it, the game mastered
+when that of the last ten first is at the solved level; a mean of fewer games does not count.
 """
 
 import csv
 import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import Config
-from common.metrics import COLUMNS
+from common.metrics import COLUMNS, PROGRESS_GAMES, SOLVED_GAMES
 from common.run_folder import replace_file
 
-LEVELS = (-15.0, 0.0, 15.0, 19.5)
-LOWEST, HIGHEST = -21.0, 21.0
-SLOW, FAST = 100, 10  # games of a mean: what "solved" is defined by, and what shows change sooner
+SOLVED = 19.5
+LEVELS = (-15.0, 0.0, 15.0, SOLVED)
 _GAME_COLUMNS = frozenset(COLUMNS[: COLUMNS.index("epsilon")])
-_NEVER = math.inf
 
 
 @dataclass(frozen=True)
 class Game:
-    """A finished game: when, and its raw score."""
+    """A finished game: when, after how much of everything, and its raw score."""
 
     minutes: float
     env_steps: int
+    updates: int
     score: float
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run. env_steps, updates: in all."""
+    """One run. name: of its folder."""
 
     variant: str
-    seed: int
+    name: str
     games: Sequence[Game]
-    env_steps: int
-    updates: int
 
-    def reached(self, level: float, window: int) -> tuple[float, float]:
-        """(minutes, env steps) at which the mean of `window` games first exceeded the level."""
-        for game, mean in zip(self.games[window - 1 :], self._means(window), strict=False):
-            if mean > level:
-                return game.minutes, game.env_steps
-        return _NEVER, _NEVER
+    def reached(self, level: float) -> Game | None:
+        """The game with which the mean of the last 100 first exceeded the level."""
+        return next((game for game, mean in self._means(SOLVED_GAMES) if mean > level), None)
 
-    def score_at(self, minutes: float) -> float:
-        """Mean of the last 10 games finished by then, or by the run's end; -21 before 10 are."""
-        done = sum(game.minutes <= minutes for game in self.games)
-        return self._means(FAST)[done - FAST] if done >= FAST else LOWEST
+    def mastered(self) -> Game | None:
+        """The game with which the mean of the last ten first was at the solved level."""
+        return next((game for game, mean in self._means(PROGRESS_GAMES) if mean >= SOLVED), None)
 
-    def area(self, minutes: float) -> float:
-        """Under the curve of the 10-game mean over so many minutes: 0 all lost, 1 all won 21:0.
+    def mean_at_end(self) -> float:
+        """Of the last 100 games, or of all if there are fewer."""
+        return statistics.fmean(game.score for game in self.games[-SOLVED_GAMES:])
 
-        The curve starts at -21 and keeps its last value when the run ends, solved, before time.
-        """
-        score, since, area = LOWEST, 0.0, 0.0
-        for game, mean in zip(self.games[FAST - 1 :], self._means(FAST), strict=False):
-            now = min(game.minutes, minutes)
-            area += (score - LOWEST) * (now - since)
-            score, since = mean, now
-        area += (score - LOWEST) * (minutes - since)
-        return area / minutes / (HIGHEST - LOWEST)
-
-    def _means(self, window: int) -> list[float]:
-        """Of the last `window` scores, from the first game that has so many."""
+    def _means(self, window: int) -> Iterator[tuple[Game, float]]:
+        """Every game with which there are so many, and the mean of the last so many."""
         scores = [game.score for game in self.games]
-        ends = range(window, len(scores) + 1)
-        return [statistics.fmean(scores[end - window : end]) for end in ends]
+        for end in range(window, len(scores) + 1):
+            yield self.games[end - 1], statistics.fmean(scores[end - window : end])
 
 
 # -- files ----------------------------------------------------------------------------------------
@@ -105,7 +89,7 @@ def thinned(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def runs_in(folder: Path) -> list[Run]:
-    """Those kept below, by variant and seed: folder/<variant>/<any name>/, or folder/<any name>/,
+    """Those kept below, by variant and name: folder/<variant>/<any name>/, or folder/<any name>/,
     where the preset counts as the variant."""
     runs = []
     for path in sorted(folder.rglob("result.json")):
@@ -113,12 +97,17 @@ def runs_in(folder: Path) -> list[Run]:
         named = run_dir.parent != folder and run_dir != folder
         variant = run_dir.parent.name if named else result["preset"]
         games = [
-            Game(float(row["wall_seconds"]) / 60, int(row["env_steps"]), float(row["score"]))
+            Game(
+                float(row["wall_seconds"]) / 60,
+                int(row["env_steps"]),
+                int(row["updates"]),
+                float(row["score"]),
+            )
             for row in _rows(run_dir)
             if row["kind"] == "game"
         ]
-        runs.append(Run(variant, result["seed"], games, result["env_steps"], result["updates"]))
-    return sorted(runs, key=lambda run: (run.variant, run.seed))
+        runs.append(Run(variant, run_dir.name, games))
+    return sorted(runs, key=lambda run: (run.variant, run.name))
 
 
 def _rows(run_dir: Path) -> list[dict[str, str]]:
@@ -129,37 +118,45 @@ def _rows(run_dir: Path) -> list[dict[str, str]]:
 # -- the table ------------------------------------------------------------------------------------
 
 
-def table(runs: Sequence[Run], minutes: float) -> str:
-    """A Markdown row per run and, where a variant has several, one of their medians.
+HEADS = ("variant", "run", "> -15", "> 0", "> 15", "ten games", "solved", "mean at the end")
+RATES = ("updates/s", "env steps/s")
+KEY = """\
+Minutes / thousands of env steps from the command on: until the mean of 100 games exceeded -15, 0
+and 15, until that of ten games was at 19.5, and until that of 100 exceeded it. Rates are until ten
+games were at 19.5, or to the last game."""
 
-    minutes: what the area is taken over.
-    """
-    means = [(window, level) for window in (FAST, SLOW) for level in LEVELS]
-    heads = ["variant", "seed", *(f"{window} games > {level:g}" for window, level in means)]
-    heads += ["at 5 min", f"area of {minutes:g} min", "updates", "env steps"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+
+def table(runs: Sequence[Run]) -> str:
+    """A Markdown row per run that finished a game, each variant's median, what the columns are."""
+    runs = [run for run in runs if run.games]
+    lines = [_cells([*HEADS, *RATES]), "|" + "---|" * len(HEADS + RATES)]
+    lines += [*map(_cells, map(_row, runs)), "", KEY, ""]
     for variant in dict.fromkeys(run.variant for run in runs):
-        measured = [_measures(run, means, minutes) for run in runs if run.variant == variant]
-        seeds = [str(run.seed) for run in runs if run.variant == variant]
-        lines += [_line([variant, seed], row) for seed, row in zip(seeds, measured, strict=True)]
-        if len(seeds) > 1:
-            middle = [statistics.median(column) for column in zip(*measured, strict=True)]
-            lines.append(_line([f"**{variant}**", "**median**"], middle))
-    lines.append("")
-    lines.append("Games > S: minutes and thousands of env steps until that mean exceeded S.")
+        lines.append(f"- `{variant}`: {_solved([run for run in runs if run.variant == variant])}")
     return "\n".join(lines)
 
 
-def _measures(run: Run, means: list[tuple[int, float]], minutes: float) -> list[float]:
-    moments = [part for window, level in means for part in run.reached(level, window)]
-    return [*moments, run.score_at(5.0), run.area(minutes), run.updates, run.env_steps]
+def _solved(runs: Sequence[Run]) -> str:
+    """How many of them, and after how long the middle one."""
+    solved = [run.reached(SOLVED) for run in runs]
+    minutes = statistics.median(game.minutes if game else math.inf for game in solved)
+    middle = f", median {minutes:.1f} minutes" if math.isfinite(minutes) else ""
+    return f"{sum(map(bool, solved))} of {len(runs)} solved{middle}"
 
 
-def _line(heads: list[str], measures: list[float]) -> str:
-    *moments, score, area, updates, env_steps = measures
-    cells = [
-        f"{at:.3g} / {steps / 1000:.0f} k" if math.isfinite(at) else "-"
-        for at, steps in zip(moments[::2], moments[1::2], strict=True)
-    ]
-    last = [f"{score:+.1f}", f"{area:.3f}", f"{updates:,.0f}", f"{env_steps:,.0f}"]
-    return "| " + " | ".join([*heads, *cells, *last]) + " |"
+def _row(run: Run) -> list[str]:
+    *levels, solved = (run.reached(level) for level in LEVELS)
+    mastered = run.mastered()
+    last = mastered or run.games[-1]
+    seconds = 60 * last.minutes
+    moments = [_moment(game) for game in (*levels, mastered, solved)]
+    rates = [f"{count / seconds:,.0f}" for count in (last.updates, last.env_steps)]
+    return [f"`{run.variant}`", run.name, *moments, f"{run.mean_at_end():+.1f}", *rates]
+
+
+def _moment(game: Game | None) -> str:
+    return f"{game.minutes:.1f} / {game.env_steps / 1000:,.0f}" if game else "-"
+
+
+def _cells(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

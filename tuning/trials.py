@@ -38,7 +38,7 @@ def main(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on with what is missing.", file=sys.stderr)
         return 130
-    print(table(runs_in(given.folder), given.minutes))
+    print(table(runs_in(given.folder)))
     return 0
 
 
@@ -102,11 +102,19 @@ def train(
     seconds: after so many it is ended by force.
     """
     run_dir.mkdir(parents=True)
-    log = run_dir / "console.log"
+    command = [sys.executable, str(LAUNCH), *flags, "--run-dir", str(run_dir)]
+    return logged(command, run_dir / "console.log", seconds, environment)
+
+
+def logged(
+    command: list[str], log: Path, seconds: float, environment: dict[str, str] | None = None
+) -> str:
+    """One process from the project's root, all that it says into log. -> as `train`."""
     with log.open("w") as console:
         try:
             process = subprocess.run(
-                [sys.executable, str(LAUNCH), *flags, "--run-dir", str(run_dir)],
+                command,
+                cwd=LAUNCH.parent,
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 env=environment,

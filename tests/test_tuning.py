@@ -311,10 +311,32 @@ def test_the_report_says_when_there_was_no_time_for_any_row(
     assert "No row was measured." in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_both_verbs_take_the_flags_of_the_machine_and_their_own() -> None:
+def test_a_session_there_can_test_first_and_tells_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = tmp_path / "test_one.py"
+    failing.write_text("def test_on_the_gpu(): assert not 'captured'\n\ndef test_other(): pass\n")
+    monkeypatch.setattr(gpu_run, "GPU_TESTS", [str(failing)])
+    later = time.monotonic() + 60.0
+    session = gpu_run.Session(tmp_path / "out", tmp_path, dict(os.environ), later)
+    session.test()
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "1 failed, 1 deselected" in report
+    assert "Trouble with the tests:\n```\nexit code 1" in report and "'captured'" in report
+
+
+def test_the_tests_that_need_a_gpu_are_found_by_its_name() -> None:
+    """What `-k gpu` chooses must be all that is skipped here for the lack of one."""
+    for path in map(Path, gpu_run.GPU_TESTS):
+        skipped = path.read_text().split('reason="needs a GPU")\ndef ')[1:]
+        assert skipped and all("gpu" in rest.partition("(")[0] for rest in skipped)
+
+
+def test_all_verbs_take_the_flags_of_the_machine_and_their_own() -> None:
     there = ["out", "--packages", "packages.tar.xz", "--cpu"]
     bench = gpu_run.flag_parser().parse_args(["bench", *there, "--minutes", "3"])
     assert (bench.minutes, bench.rows, bench.cpu) == (3.0, ("16", "15", "14"), True)
+    assert gpu_run.flag_parser().parse_args(["test", *there]).verb == "test"
     run = gpu_run.flag_parser().parse_args(["run", *there, "--seeds", "5"])
     assert (run.seeds, run.minutes) == ([5], 9.5)
 
@@ -323,7 +345,8 @@ def test_what_travels_is_the_locked_versions_without_torch_and_with_a_smaller_op
     versions = packages.locked_versions()
     names = {version.split("==")[0] for version in versions}
     assert {"gymnasium", "ale-py", "pyzmq", "msgpack", "opencv-python-headless"} <= names
-    assert not names & {"torch", "numpy", "opencv-python"}
+    assert not names & {"torch", "numpy", "opencv-python", "mypy", "ruff"}
+    assert {"pytest", "pytest-timeout", "hypothesis"} <= names  # for `test`
     assert all(version.count("==") == 1 for version in versions)
 
 

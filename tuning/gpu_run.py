@@ -66,7 +66,7 @@ GPU = Variant(
         "checkpoint_period_seconds": "0",
     },
 )
-GPU_TESTS = ("tests/test_dqn.py", "tests/test_replay.py")
+GPU_TESTS = [str(LAUNCH.parent / "tests" / f"test_{what}.py") for what in ("dqn", "replay")]
 CPU = Variant("cpu", {"actors": "1", "checkpoint_period_seconds": "0"})
 EVALUATION_SECONDS, EVALUATION_SEED = 90.0, 777
 ENDING_SECONDS = 45.0  # for the last checkpoint of a run

@@ -1,7 +1,7 @@
-"""The program's packages as one archive, for a machine that has torch and reaches no registry.
+"""What program and tests need as one archive, for a machine that has torch and no network.
 
 What may travel there is 64 MiB. OpenCV's wheel alone has 71, without its windows 58; with the
-others that would be 75. Unpacked and compressed by a method that knows x86 code, all has 53.
+others that would be 75. Unpacked and compressed by a method that knows x86 code, all has 55.
 """
 
 import lzma
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from common.errors import UserError
 
-LOCK = Path(__file__).parent.parent / "requirements.lock"
+ROOT = Path(__file__).parent.parent
+LOCKS = (ROOT / "requirements.lock", ROOT / "requirements-dev.lock")
 ARCHIVE = "packages.tar.xz"
 MOST_MIB = 56  # the rest of the 64 is for the code
 PRESENT = frozenset(  # wherever torch is: itself, numpy, and what torch requires
@@ -22,6 +23,9 @@ PRESENT = frozenset(  # wherever torch is: itself, numpy, and what torch require
     | {"setuptools", "sympy", "typing-extensions"}
 )
 ONLY_FOR_VIEWING = frozenset({"grpcio", "markdown", "tensorboard-data-server", "werkzeug"})
+ONLY_FOR_DEVELOPING = frozenset(
+    {"mypy", "mypy-extensions", "ast-serialize", "librt", "pathspec", "ruff"}
+)
 SMALLER = {"opencv-python": "opencv-python-headless"}  # the same cv2 without its windows
 _TAGS = ("2_28", "2_27", "2_26", "2_24", "2_17", "2_12")  # pip takes each exactly as named
 _FILTERS = [{"id": lzma.FILTER_X86}, {"id": lzma.FILTER_LZMA2, "preset": 6}]
@@ -56,9 +60,10 @@ def pack(folder: Path, python: str) -> Path:
 
 def locked_versions() -> list[str]:
     """name==version of every package that has to travel."""
-    lines = [line for line in LOCK.read_text().splitlines() if not line.startswith("#")]
-    versions = dict(line.split("==") for line in lines if line)
-    names = [name for name in versions if name not in PRESENT | ONLY_FOR_VIEWING]
+    lines = [line for lock in LOCKS for line in lock.read_text().splitlines()]
+    versions = dict(line.split("==") for line in lines if "==" in line)
+    stay = PRESENT | ONLY_FOR_VIEWING | ONLY_FOR_DEVELOPING
+    names = [name for name in versions if name not in stay]
     return [f"{SMALLER.get(name, name)}=={versions[name]}" for name in names]
 
 

@@ -109,12 +109,11 @@ def train(
 def logged(
     command: list[str], log: Path, seconds: float, environment: dict[str, str] | None = None
 ) -> str:
-    """One process from the project's root, all that it says into log. -> as `train`."""
+    """One process, all that it says into log. -> as `train`."""
     with log.open("w") as console:
         try:
             process = subprocess.run(
                 command,
-                cwd=LAUNCH.parent,
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 env=environment,

@@ -244,8 +244,7 @@ def actor(words: list[str]) -> int:
 
 @contextlib.contextmanager
 def no_system_exit() -> Iterator[None]:
-    """Turns a game's sys.exit() into RuntimeError: exit code 0 is kept for actors that the learner
-    has told goodbye."""
+    """Turns a game's sys.exit() into RuntimeError: exit codes are the program's own."""
     try:
         yield
     except SystemExit as left:

@@ -11,6 +11,7 @@ from common.address import connect_endpoint
 from common.config import PLAY, Config
 from common.console import say
 from common.dealer import ActorEndpoint, LearnerGone
+from common.errors import GOODBYE
 from common.keys import load_actor_keys
 from common.network import network_for, state_size
 from common.schedules import epsilon_of
@@ -46,7 +47,7 @@ def run_actor(
                 learner.report(player.timings.fractions())
     except LearnerGone as gone:
         say(f"Actor {actor_id}: {gone}.")
-        return 0 if learner.said_goodbye else 1
+        return GOODBYE if learner.said_goodbye else 1
     finally:
         learner.close()
 

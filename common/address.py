@@ -9,7 +9,7 @@ from common.config import Config
 from common.errors import ConfigError
 
 _SOCKET = "learner.sock"
-_IPC_PATH_LIMIT = 100  # sun_path holds 107 characters; leave room for libzmq's suffixes
+_IPC_PATH_LIMIT = 100  # sun_path holds 107 bytes; leave room for libzmq's suffixes
 
 
 def check_bind(bind: str, keys: str) -> None:
@@ -51,20 +51,28 @@ def remove_socket(run_dir: Path) -> None:
 def ipc_endpoint(folder: Path) -> str:
     """ipc address of the socket file in `folder`, which becomes private (0700).
 
-    A socket's path is limited to 107 characters; a longer one is reached through /proc/self/fd.
+    A socket's path is limited to 107 bytes, and ZeroMQ takes UTF-8 only; any other is reached
+    through /proc/self/fd.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
     path = folder / _SOCKET
-    if len(str(path)) > _IPC_PATH_LIMIT:
+    if not _fits(path):
         if not Path("/proc/self/fd").is_dir():
             raise ConfigError(
-                f"The run folder's path is too long for a socket ({path}): choose a shorter "
-                "--run-dir, or --bind tcp://127.0.0.1:5555."
+                f"The run folder's path is too long for a socket, or no UTF-8 ({path}): choose "
+                "another --run-dir, or --bind tcp://127.0.0.1:5555."
             )
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         path = Path(f"/proc/self/fd/{descriptor}/{_SOCKET}")
     return f"ipc://{path}"
+
+
+def _fits(path: Path) -> bool:
+    try:
+        return len(str(path).encode()) <= _IPC_PATH_LIMIT
+    except UnicodeEncodeError:
+        return False
 
 
 def endpoint(config: Config, run_dir: Path) -> str:

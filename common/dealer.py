@@ -190,6 +190,7 @@ class ActorEndpoint:
         if ack.acked_seq < oldest - 1:
             raise LearnerGone("the learner was restarted and no longer knows this session")
         self._welcomed = self._ever_welcomed = True
+        self._watch.close()  # libzmq waits for who does not read what is watched
         self._sent_seq = ack.acked_seq
 
     def _on_ack(self, ack: Ack) -> None:
@@ -211,7 +212,7 @@ class ActorEndpoint:
             raise self._refusal(why, AUTHENTICATION)
         if silent > self._silent_seconds and self._ever_welcomed:
             raise LearnerGone(f"nothing heard of the learner for {self._silent_seconds:g} s")
-        if silent > self._reconnect_seconds < now - self._connected_at:
+        if min(silent, now - self._connected_at) > self._reconnect_seconds:
             self._reconnect()
         if not self._welcomed:
             if now - self._last_asked > 1.0:

@@ -4,6 +4,7 @@ MISMATCH, AUTHENTICATION = 3, 4
 # Exit codes whose sentence says it all and which no restart mends; not 1, which is a bug's too.
 USER_ERRORS = frozenset({2, 3, 4, 5})
 INTERRUPTED = 130  # what shells make of SIGINT
+GOODBYE = 10  # of an actor that the learner has told to leave; 0 is any process's that just exits
 
 
 class UserError(Exception):

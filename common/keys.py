@@ -9,12 +9,14 @@ Secrets are created 0600 and refused when others can read them.
 
 import os
 import stat
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
+from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from common.errors import ConfigError
@@ -162,7 +164,11 @@ def _read(path: Path) -> bytes:
         key = path.read_bytes().strip()
     except OSError as error:
         raise ConfigError(f"Cannot read the key {path}: {error.strerror}.") from None
-    if len(key) != 40:
+    try:
+        whole = len(key) == 40 and len(z85.decode(key)) == 32
+    except (KeyError, struct.error):  # another character; five that mean more than 32 bits
+        whole = False
+    if not whole:
         raise ConfigError(f"{path} is not a CURVE key: expected 40 characters of Z85.")
     return key
 

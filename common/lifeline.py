@@ -30,14 +30,14 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 class Heartbeats:
-    """A mapped file with one u64 per child: the time of its last beat, 0 before the first.
+    """Shared memory with one u64 per child: the time of its last beat, 0 before the first.
 
     A beat is one aligned 8-byte store and no system call; CLOCK_MONOTONIC is the same clock in
     every process of a machine, so the reader may subtract.
     """
 
-    def __init__(self, path: Path, *, owner: bool) -> None:
-        self._path, self._owner = path, owner
+    def __init__(self, path: Path, *, owner: bool, memory: int | None = None) -> None:
+        self._path, self._owner, self._descriptor = path, owner, memory
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), 0)
         self._view = memoryview(self._memory)
@@ -45,10 +45,17 @@ class Heartbeats:
 
     @classmethod
     def create(cls, path: Path, slots: int) -> Heartbeats:
-        """The supervisor's side; its close() removes the file."""
+        """The supervisor's side; path, by which its children find it, goes with its close().
+
+        In memory, not on the disk: where that is full a store into a mapped file may be a SIGBUS
+        (on btrfs, for one, which never writes in place).
+        """
         path.unlink(missing_ok=True)  # truncated, it would be a SIGBUS to who still maps it
-        path.write_bytes(bytes(8 * slots))
-        return cls(path, owner=True)
+        zeros = bytes(8 * slots)
+        memory = _link_to_memory(path, zeros)
+        if memory is None:
+            path.write_bytes(zeros)
+        return cls(path, owner=True, memory=memory)
 
     @classmethod
     def open(cls, path: Path) -> Heartbeats:
@@ -72,6 +79,26 @@ class Heartbeats:
         self._memory.close()
         if self._owner:
             self._path.unlink(missing_ok=True)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def _link_to_memory(path: Path, content: bytes) -> int | None:
+    """Makes path a link to memory that this process holds. -> its descriptor; None where there is
+    none to be had: not on Linux, or on a file system without links."""
+    if sys.platform != "linux":
+        return None
+    memory = os.memfd_create(path.name)
+    os.write(memory, content)
+    try:
+        path.symlink_to(f"/proc/{os.getpid()}/fd/{memory}")
+        if path.exists():
+            return memory
+        path.unlink()
+    except OSError:
+        pass
+    os.close(memory)
+    return None
 
 
 def stop_signals() -> list[signal.Signals]:

@@ -22,8 +22,10 @@ from common.config import FRAME_SHAPE, STACK, Config
 MAGIC = b"VLY1"
 PROTOCOL = 3
 MAX_META_BYTES = 4096
+MAX_META_ITEMS = 32  # of each list or map in it
 MAX_ACTORS = 4096
 MAX_RETURN = 1e6  # of n steps; its square must be far from what float32 can hold
+MAX_SCORE = 1e30  # of a game; the sum of a hundred must be finite, in float32 too
 _HEADER = struct.Struct("<4sHBxQQI")  # magic, protocol, type, -, session, seq, meta bytes
 _CHECKSUM = struct.Struct("<I")  # CRC-32 of the header before it and of everything after it
 _META = _HEADER.size + _CHECKSUM.size  # where the meta begins
@@ -109,7 +111,9 @@ class Chunk:
 
     frames: [F, 84, 84] u8 with F = STACK + max(i + span_i); transitions: [L] TRANSITION_DTYPE.
     obs_i = frames[i : i + 4]; next_obs_i = frames[i + span_i : i + span_i + 4].
-    policy_version: of the weights that chose the first action; -1: none yet (the start).
+    policy_version: of the weights that chose the first action; -1: not known, as of a chunk that
+    was read back from the replay. episode: a game of the same actor that is over, not always this
+    one: it goes with whichever chunk leaves next.
     """
 
     frames: np.ndarray
@@ -195,7 +199,13 @@ def decode_meta(frame: memoryview) -> tuple[Any, memoryview]:
     if size > MAX_META_BYTES or end > len(frame):
         raise BadMessage(f"meta of {size} bytes, at most {MAX_META_BYTES} allowed")
     try:
-        meta = msgpack.unpackb(frame[_META:end], max_ext_len=0, strict_map_key=True)
+        meta = msgpack.unpackb(
+            frame[_META:end],
+            max_ext_len=0,
+            max_array_len=MAX_META_ITEMS,  # what a length promises is allocated before it is there
+            max_map_len=MAX_META_ITEMS,
+            strict_map_key=True,
+        )
     except (ValueError, msgpack.UnpackException) as error:
         raise BadMessage(f"meta is not msgpack ({type(error).__name__})") from None
     return meta, frame[end:]
@@ -330,7 +340,7 @@ def _episode(meta: Any) -> EpisodeStats | None:
     if meta is None:
         return None
     stats = EpisodeStats(*_fields(meta, float, int))
-    if not (np.isfinite(stats.score) and stats.length_env_steps > 0):
+    if not (abs(stats.score) <= MAX_SCORE and stats.length_env_steps > 0):
         raise BadMessage("episode statistics out of range")
     return stats
 

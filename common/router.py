@@ -319,7 +319,7 @@ class LearnerEndpoint:
             self._inbox.append(chunk)
             self._arrived.set()
             self._grant()
-        # Out of order: something before it was lost; the ACK tells the actor where to go on.
+        # Else it is out of order: one before it was lost, and all come again when time is up.
         self._send_ack(session)
 
     def _grant(self) -> None:

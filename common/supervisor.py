@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from common.errors import INTERRUPTED, USER_ERRORS
+from common.errors import GOODBYE, INTERRUPTED, USER_ERRORS
 from common.lifeline import AWAY_SECONDS, ECHO_SECONDS, Heartbeats, stop_signals
 
 GAVE_UP = 1
@@ -257,7 +257,7 @@ class Supervisor:
         return self._ending
 
     def _actor_left(self, actor: _Child, code: int) -> None:
-        if code == 0 or self._ending is not None:  # told to stop
+        if code == GOODBYE or self._ending is not None:  # told to stop
             return
         silence = actor.silence_seconds
         what = f"{actor.name} {_silent(silence) if silence else _describe(code)}"

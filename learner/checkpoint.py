@@ -15,6 +15,7 @@ still verify instead of compressing them again, so damage to one checkpoint neve
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -218,14 +219,25 @@ def load_newest(
             newer.append(path)
             continue
         for other in newer:  # the run leaves their line: nothing may build on them any more
-            aside = other.with_name(_ASIDE + other.name)
-            shutil.rmtree(aside, ignore_errors=True)  # passed over at this very step before
             try:
-                other.rename(aside)
+                other.rename(_aside(other))
             except OSError as error:  # nothing can be saved there now, but the run can be looked at
                 log(f"It cannot be put aside: {error}")
         return tensors, state
     raise NoCheckpoint(f"No checkpoint in {folder} verifies: start a new run.")
+
+
+def _aside(checkpoint: Path) -> Path:
+    """Where it may be put: where one of this very step was passed over before, unless that one
+    cannot be removed."""
+    name = _ASIDE + checkpoint.name
+    for number in itertools.count(2):
+        aside = checkpoint.with_name(name)
+        shutil.rmtree(aside, ignore_errors=True)
+        if not aside.exists():
+            break
+        name = f"{_ASIDE}{checkpoint.name}-{number}"
+    return aside
 
 
 def verify(path: Path) -> None:

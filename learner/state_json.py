@@ -8,6 +8,8 @@ import numpy as np
 
 from common.errors import ConfigError
 
+_PLAIN_KINDS = "biufcmMSU"  # of NumPy's dtypes: their bytes are all there is to them
+
 
 def check_saves(player: dict[str, Any]) -> None:
     """Raises ConfigError where a checkpoint cannot hold the state of lock-step's player."""
@@ -26,7 +28,7 @@ def to_json(state: dict[str, Any]) -> bytes:
     def encode(value: Any) -> Any:
         if isinstance(value, bytes):
             return {"base64": base64.b64encode(value).decode()}
-        if isinstance(value, np.ndarray) and value.dtype.kind != "O" and not value.dtype.names:
+        if type(value) is np.ndarray and value.dtype.kind in _PLAIN_KINDS:
             content = base64.b64encode(value.tobytes()).decode()
             return {"dtype": value.dtype.str, "shape": value.shape, "base64": content}
         raise TypeError(f"{type(value).__name__} does not belong in a checkpoint")

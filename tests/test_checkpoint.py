@@ -263,6 +263,29 @@ def test_a_checkpoint_passed_over_twice_at_one_step_is_no_obstacle(tmp_path: Pat
     assert (tmp_path / "unused-step-000000000200").is_dir()
 
 
+def test_a_checkpoint_passed_over_goes_aside_where_an_older_one_there_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = make_replay(chunks=5)
+    save(tmp_path, replay, 100)
+    save(tmp_path, replay, 200)
+    damage_flip(next((tmp_path / "step-000000000200").glob("model*")))
+    stays = tmp_path / "unused-step-000000000200"
+    stays.mkdir()
+    (stays / "held").touch()
+    remove = checkpoint.shutil.rmtree
+
+    def without_that(path: Path, **options: Any) -> None:
+        if path != stays:
+            remove(path, **options)
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", without_that)
+    resumed = make_replay()
+    load(tmp_path, resumed)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000000100"]
+    assert (tmp_path / "unused-step-000000000200-2").is_dir()
+
+
 def test_a_disk_that_fails_leaves_the_earlier_checkpoint_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -460,6 +483,16 @@ def test_a_state_that_would_come_back_as_another_is_refused_too(
     monkeypatch.setattr(Catch, "get_state", lambda self: state)
     assert lock_step(tmp_path, "--max-env-steps", "100") == 2
     assert f"{refused} does not belong in a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.ma.masked_array([1, 2], [True, False]), np.array(["a"], np.dtypes.StringDType())],
+    ids=["masked", "strings of any length"],
+)
+def test_arrays_that_are_more_than_their_bytes_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(TypeError, match="does not belong in a checkpoint"):
+        to_json({"array": array})
 
 
 def test_a_games_arrays_come_back_as_they_were() -> None:

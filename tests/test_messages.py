@@ -140,6 +140,8 @@ def test_an_unknown_type_is_refused() -> None:
         ([16, 10**9, 0, None], "frames, at most"),
         ([16, 21, 0, None], "bytes, expected"),
         ([16, 22, 0, [float("nan"), 10]], "out of range"),
+        ([16, 22, 0, [-1e308, 10]], "out of range"),  # ten of them have no mean
+        ([16, 22, 0, [20.0, 0]], "out of range"),
         ([16, 22, 0, ["1", 10]], "expected float"),
     ],
 )
@@ -154,6 +156,10 @@ def test_meta_beyond_4_kb_extension_types_and_trailing_bytes_are_refused() -> No
         messages.decode_meta(memoryview(messages.encode(header, "x" * 5_000)))
     with pytest.raises(BadMessage, match="not msgpack"):
         messages.decode_meta(memoryview(messages.encode(header, msgpack.ExtType(1, b"x"))))
+    with pytest.raises(BadMessage, match="not msgpack"):
+        messages.decode_meta(memoryview(messages.encode(header, [0] * 33)))
+    with pytest.raises(BadMessage, match="not msgpack"):
+        messages.decode_meta(memoryview(messages.encode(header, {str(i): 0 for i in range(33)})))
     with pytest.raises(BadMessage, match="3 bytes too many"):
         messages.decode_ack(memoryview(messages.encode(header, [1, 2, 3, 4], b"abc")))
 

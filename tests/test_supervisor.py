@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from common import supervisor
+from common.errors import GOODBYE
 from common.lifeline import Heartbeats
 from common.supervisor import ChildSpec, Supervisor, last_words
 from tests.running import ROOT, Awake, hearing_hangups
@@ -233,9 +234,18 @@ def test_a_crash_loop_gives_up_after_the_learner_has_saved(tmp_path: Path) -> No
 
 def test_an_actor_that_leaves_in_peace_is_not_restarted(tmp_path: Path) -> None:
     learner = 'wait_for("actor0-0"); here("go"); time.sleep(0.3)'
-    run = Run(tmp_path, learner, 'here(f"actor0-{incarnation}"); wait_for("go")')
+    leaves = f'here(f"actor0-{{incarnation}}"); wait_for("go"); sys.exit({GOODBYE})'
+    run = Run(tmp_path, learner, leaves)
     assert run.go() == 0
     assert run.restarts == 0 and len(pids(tmp_path, "actor*")) == 1
+
+
+def test_an_actor_whose_game_ends_the_process_is_restarted(tmp_path: Path) -> None:
+    """As C libraries may, with 0: nobody has told it to leave."""
+    leaves = 'here(f"actor0-{incarnation}"); os._exit(0)'
+    run = Run(tmp_path, 'wait_for("actor0-1")', leaves)
+    assert run.go() == 0
+    assert run.restarts >= 1 and "actor-0 ended with exit code 0; restarted" in run.text
 
 
 def test_a_fatal_code_is_not_retried_and_ends_a_run_without_actors(tmp_path: Path) -> None:
@@ -533,6 +543,32 @@ def test_heartbeats_cross_from_the_child_to_the_supervisor(tmp_path: Path) -> No
         assert 0 <= reader.age_seconds(1) < 1
         reader.reset(1)
         assert child.age_seconds(1) == math.inf
+    assert not os.path.lexists(path)
+
+
+def test_heartbeats_take_no_disk(tmp_path: Path) -> None:
+    """A store into a file that is mapped is a SIGBUS where a full disk cannot write in place."""
+    path = tmp_path / "heartbeats"
+    path.symlink_to("/proc/1/fd/gone")  # what a killed run leaves
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with closing(Heartbeats.create(path, 2)) as beats:
+        assert path.is_symlink() and "memfd:" in str(path.readlink().readlink())
+        beats.beat(0)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_heartbeats_are_a_file_where_there_can_be_no_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    path = tmp_path / "heartbeats"
+    with closing(Heartbeats.create(path, 2)) as reader, closing(Heartbeats.open(path)) as child:
+        child.beat(1)
+        assert path.is_file() and not path.is_symlink()
+        assert reader.age_seconds(1) < 1
     assert not path.exists()
 
 

@@ -584,6 +584,38 @@ def test_secret_keys_that_others_can_read_are_refused(tmp_path: Path) -> None:
         create_keys(tmp_path / "keys")
 
 
+@pytest.mark.parametrize(
+    "key", [b"x" * 39, b"'" * 40, b"#" * 40, "é".encode() * 20], ids=["39", "'", "#", "é"]
+)
+def test_a_key_that_is_none_is_refused_in_a_sentence(key: bytes, tmp_path: Path) -> None:
+    create_keys(tmp_path / "keys")
+    (tmp_path / "keys" / "learner.public").write_bytes(key)
+    with pytest.raises(ConfigError, match=r"learner\.public is not a CURVE key"):
+        load_actor_keys(tmp_path / "keys")
+
+
+def test_nothing_watches_a_connection_that_was_let_in(tmp_path: Path) -> None:
+    """Events that nobody reads fill their socket, and libzmq waits for it: for ever, at close."""
+    pair = Pair(tmp_path)
+    actor = pair.actor()
+    assert actor._watch._monitor.closed
+    actor._reconnect()
+    assert not actor._watch._monitor.closed
+    actor.handshake(30)
+    assert actor._watch._monitor.closed
+    pair.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["r" * 90, "训" * 30, os.fsdecode(b"\xff")], ids=["long", "long in bytes", "no UTF-8"]
+)
+def test_a_run_folder_of_any_name_has_its_socket(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    pair = Pair(tmp_path / name)
+    pair.actor()
+    pair.close()
+
+
 @pytest.mark.parametrize("address", ["tcp://*:5555", "tcp://0.0.0.0:1", "tcp://[::]:1"])
 def test_a_bind_beyond_this_machine_needs_keys(address: str) -> None:
     with pytest.raises(ConfigError, match=r"launch\.py keys"):

@@ -306,9 +306,9 @@ def bench(words: list[str]) -> int:
 
 
 def keys(words: list[str]) -> int:
-    """keys FOLDER: make CURVE keys for a learner beyond this machine."""
+    """keys FOLDER: make CURVE keys for a learner that listens beyond this machine."""
     parser = argparse.ArgumentParser(prog="launch.py keys", description=keys.__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, help="to be made, or empty")
     folder = parser.parse_args(words).folder
     from common.keys import create_keys
 

@@ -30,26 +30,26 @@ def run_actor(
     keys = load_actor_keys(Path(config.keys)) if config.keys else None
     size = state_size(network_for(config))
     address = connect_endpoint(config, run_dir)
-    learner = ActorEndpoint(config, address, actor_id, size, keys, on_wait=beat)
+    endpoint = ActorEndpoint(config, address, actor_id, size, keys, on_wait=beat)
     try:
-        learner.handshake()
-        player = Player(config, life_seed(config, actor_id, incarnation, learner.env_steps))
-        first = learner.first_weights()  # a resumed run must not start over with a random network
+        endpoint.handshake()
+        player = Player(config, life_seed(config, actor_id, incarnation, endpoint.env_steps))
+        first = endpoint.first_weights()  # a resumed run must not start over with a random network
         player.load_weights(first.version, first.vector)
         while True:
             beat()
-            if weights := learner.poll():
+            if weights := endpoint.poll():
                 player.load_weights(weights.version, weights.vector)
-            for chunk in player.step(epsilon_of(config, actor_id, learner.env_steps)):
+            for chunk in player.step(epsilon_of(config, actor_id, endpoint.env_steps)):
                 with player.timings.section("send"):
-                    learner.send(chunk)
+                    endpoint.send(chunk)
             if player.timings.age_seconds > config.log_period_seconds:
-                learner.report(player.timings.fractions())
+                endpoint.report(player.timings.fractions())
     except LearnerGone as gone:
         say(f"Actor {actor_id}: {gone}.")
-        return GOODBYE if learner.said_goodbye else 1
+        return GOODBYE if endpoint.said_goodbye else 1
     finally:
-        learner.close()
+        endpoint.close()
 
 
 def life_seed(config: Config, actor_id: int, incarnation: int, env_steps: int) -> list[int]:

@@ -39,7 +39,7 @@ class Player:
         self._screens = Screens(config.envs_per_actor)
         self.accumulators: list[Accumulator] = []
         self._observations = Observations(config.envs_per_actor)
-        self.env_steps = 0  # of the first game
+        self.first_game_steps = 0
         self.lengths: list[int] = []  # of the games in progress
         self._over: collections.deque[EpisodeStats] = collections.deque()  # not yet reported
         self._join()
@@ -56,9 +56,9 @@ class Player:
 
     def step(self, epsilon: float) -> list[Chunk]:
         """One env step of every game. Returns the chunks that became complete."""
-        if self.env_steps >= joins_after(self.config, len(self.games)):
+        if self.first_game_steps >= joins_after(self.config, len(self.games)):
             self._join()
-        self.env_steps += 1
+        self.first_game_steps += 1
         with self.timings.section("infer"):
             actions = epsilon_greedy(self.network, self.obs, epsilon, self.rng).tolist()
         chunks: list[Chunk] = []
@@ -118,7 +118,7 @@ class Player:
             "games": [game.state_dict() for game in self.games],
             "accumulators": [a.state_dict() for a in self.accumulators],
             "obs": self.obs.tobytes(),
-            "env_steps": self.env_steps,
+            "env_steps": self.first_game_steps,
             "lengths": list(self.lengths),
             "over": [dataclasses.astuple(stats) for stats in self._over],
             "weights_version": self.weights_version,
@@ -133,7 +133,7 @@ class Player:
         for accumulator, saved in zip(self.accumulators, state["accumulators"], strict=True):
             accumulator.load_state_dict(saved)
         self.obs[:] = np.frombuffer(state["obs"], np.uint8).reshape(self.obs.shape)
-        self.env_steps = state["env_steps"]
+        self.first_game_steps = state["env_steps"]
         self.lengths = list(state["lengths"])
         self._over.extend(EpisodeStats(*stats) for stats in state["over"])
         self.weights_version = state["weights_version"]

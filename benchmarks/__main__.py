@@ -72,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="launch.py bench",
         description="Measures Volley against this machine's limits and against its peers, which "
-        "are installed into an environment of their own when first needed.",
+        "are installed into an environment of their own when first needed (some gigabytes). All "
+        "rows take some 10 minutes on two cores, with --full 50.",
         epilog="What each row means: benchmarks/README.md.",
     )
     parser.add_argument(

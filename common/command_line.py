@@ -75,7 +75,8 @@ def flag_parser() -> argparse.ArgumentParser:
             continue
         if doc.group not in groups:
             groups[doc.group] = parser.add_argument_group(doc.group)
-        options: dict[str, Any] = {"dest": doc.name, "help": f"{doc.help} (pong: {doc.default})"}
+        default = "left out" if doc.default in (None, "") else doc.default
+        options: dict[str, Any] = {"dest": doc.name, "help": f"{doc.help} (pong: {default})"}
         if doc.type is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif get_origin(doc.type) is Literal:

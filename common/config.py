@@ -108,9 +108,8 @@ class Config:
     network: Literal["nature", "nips"] = "nips"
     """nips: 16-32 filters, 256 units (Mnih et al. 2013); nature: 32-64-64, 512 (2015)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the factors in the network's products, sums are float32; auto: each process what its
-    device is quick at, bfloat16 on a CPU that multiplies it natively, TensorFloat-32 in a GPU's
-    convolutions."""
+    """Of the factors in the network's products; sums stay float32. auto: bfloat16 on a CPU that
+    multiplies it natively, TensorFloat-32 in a GPU's convolutions, else float32."""
     dueling: bool = False
     """Separate value and advantage streams (Wang et al. 2016)."""
     double: bool = False
@@ -134,7 +133,8 @@ class Config:
     target_sync_period_updates: int = 300
     """Updates between copies of the online network to the target network."""
     publish_period_updates: int = 20
-    """Updates between new weights for the actors; their processes get ten a second at most."""
+    """Updates from one version of the weights to the next; actor processes are sent ten versions a
+    second at most."""
     policy_average_updates: int = 500
     """Play, and keep as the policy, an exponential average of the weights over about so many
     updates; 0: the newest weights."""

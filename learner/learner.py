@@ -91,7 +91,9 @@ class Learner:
             config.learning_starts_transitions,
         )
         self.timings = Timings()
-        self.inserted = self.sampled = 0  # transitions since the start of the run
+        # Transitions since the start of the run. Each env step makes one: those inserted are what
+        # the records call env steps.
+        self.inserted = self.sampled = 0
         self.weights_version = 0
         self.checkpoints = Checkpointer(
             run_dir / "checkpoints", self.replay, config.checkpoints_kept
@@ -147,7 +149,7 @@ class Learner:
 
     def update(self) -> None:
         """One batch, one gradient step; after every publish_period_updates a new version of the
-        policy."""
+        policy (which need not be published)."""
         with self.timings.section("sample"):
             batch, ids = self.replay.sample(self.config.batch_size)
             batch = batch.to(self.trainer.device)

@@ -17,6 +17,7 @@ import pytest
 
 from common.config import WITHOUT_FLAGS, Config, flag
 from common.dealer import LearnerGone
+from common.errors import GOODBYE
 from common.lifeline import Heartbeats
 from common.network import network_for
 from common.policy_file import save_policy
@@ -438,7 +439,7 @@ def test_bench_tells_its_rows() -> None:
     assert run("bench", "99")[0] == 2
 
 
-@pytest.mark.parametrize(("goodbye", "code"), [(True, 0), (False, 1)])
+@pytest.mark.parametrize(("goodbye", "code"), [(True, GOODBYE), (False, 1)])
 def test_only_a_goodbye_lets_an_actor_leave_in_peace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goodbye: bool, code: int
 ) -> None:

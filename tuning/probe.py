@@ -68,9 +68,9 @@ def flag_parser() -> argparse.ArgumentParser:
     parser.add_argument("--preset", default="pong")
     parser.add_argument("--env", default=Config().env)
     parser.add_argument("--variant", action="append", default=[], help="[name:]setting=value,...")
-    parser.add_argument("--env-steps", type=int, default=10_000, help="of random play")
-    parser.add_argument("--updates", type=int, default=1_200, help="of each variant")
-    parser.add_argument("--seed", type=int, default=0, help="of play, weights and batches")
+    parser.add_argument("--env-steps", type=int, default=10_000, help="of random play (10000)")
+    parser.add_argument("--updates", type=int, default=1_200, help="of each variant (1200)")
+    parser.add_argument("--seed", type=int, default=0, help="of play, weights and batches (0)")
     parser.add_argument("--threads", type=int, default=1)
     return parser
 

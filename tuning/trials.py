@@ -52,10 +52,11 @@ def flag_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folder", type=Path, help="where results are kept")
     parser.add_argument("--table", action="store_true", help="only print the table of FOLDER")
-    parser.add_argument("--variant", action="append", default=[], help="name:setting=value,...")
+    variant = "name:setting=value,... (default: the preset pong as it is)"
+    parser.add_argument("--variant", action="append", default=[], help=variant)
     parser.add_argument("--ablation", action="store_true", help="every variant of variants.py")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102])
-    parser.add_argument("--minutes", type=float, default=10.0, help="limit of each run")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102], help="(101 102)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="limit of each run (10)")
     return parser
 
 

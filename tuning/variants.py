@@ -75,7 +75,7 @@ ABLATION = [
     Variant("ratio=0.9", {"samples_per_insert": "0.9"}),
     Variant("ratio=3.6", {"samples_per_insert": "3.6"}),
     Variant("ratio=5.4", {"samples_per_insert": "5.4"}),
-    # The two largest differences from the reference that nothing above covers.
+    # Differences from the reference that nothing above covers.
     Variant("nature", {"network": "nature"}),
     Variant("lr=1e-4", {"learning_rate": "1e-4", "learning_rate_final": "0"}),
     Variant("constant-lr", {"learning_rate_final": "0"}),

@@ -120,11 +120,15 @@ def outcome(row: Row) -> list[str]:
         shown(row["env_steps_per_second"]) + ("" if settled(row) else " *"),
         f"{row['updates_per_second']:.1f}",
         busy(row["used"]),
-        f"{row['weights_age']:.2g} s",
-        f"{row['data_age']:.2g} s",
+        age(row["weights_age"]),
+        age(row["data_age"]),
         f"{row['resent']:.1f}",
         *("-" if row[name] is None else shown(row[name]) for name in ("core_hours", "dollars")),
     ]
+
+
+def age(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:,.0f} s"
 
 
 def settled(row: Row) -> bool:

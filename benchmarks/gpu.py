@@ -1,7 +1,9 @@
 """Rows 14 to 16: learning on a GPU, against what the GPU could do."""
 
+import contextlib
 import dataclasses
 import functools
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -64,7 +66,8 @@ def require_gpu() -> None:
 def on_the_gpu() -> str:
     """How rows call it: their reader must know where an update is no captured graph here."""
     device = torch.device("cuda", torch.cuda.current_device())
-    captured = Trainer(settings(*CASES[0], "cuda"), device).is_captured
+    with contextlib.redirect_stdout(sys.stderr):  # where it says why not
+        captured = Trainer(settings(*CASES[0], "cuda"), device).is_captured
     return "on the GPU" if captured else "on the GPU (kernel by kernel)"
 
 

@@ -1,13 +1,16 @@
 """The console: lines for the user, which nothing else may depend on."""
 
+import contextlib
 import errno
 import os
-import select
+import stat
 import sys
+import time
+from collections.abc import Iterator
 from typing import TextIO
 
-PATIENCE_MILLISECONDS = 1000.0  # with a reader that is slow
-_stuck: set[TextIO] = set()
+PATIENCE_SECONDS = 1.0  # with a reader that is slow
+_stuck: set[int] = set()  # descriptors on which it has run out
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -17,10 +20,16 @@ def say(text: str, *, error: bool = False) -> None:
     After `| tee` and Ctrl-C the reader of the pipe is dead before its writer has saved.
     """
     stream = sys.stderr if error else sys.stdout
-    if stream is None or not _takes_a_line(stream):
+    if stream is None:  # closed before the program began
         return
     try:
-        print(_printable(text, stream), file=stream, flush=True)
+        line = _printable(text, stream) + "\n"
+        with _not_blocking(stream) as descriptor:
+            stream.flush()
+            if descriptor is None:
+                print(line, end="", file=stream, flush=True)
+            else:
+                _write(descriptor, line.encode(*_coding(stream)), stream.fileno())
     except OSError as problem:
         if problem.errno in (errno.EPIPE, errno.EIO):  # for good: later lines go nowhere
             _silence(stream)
@@ -29,7 +38,7 @@ def say(text: str, *, error: bool = False) -> None:
 def let_go() -> None:
     """Call it last: what a full disk has not taken would make the exit code Python's own, 120."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is None:  # closed before the program began
+        if stream is None:
             continue
         try:
             stream.flush()
@@ -37,24 +46,49 @@ def let_go() -> None:
             _silence(stream)
 
 
-def _takes_a_line(stream: TextIO) -> bool:
-    """Waits for it, but not a second time for one that did not come round."""
-    poll = select.poll()
+@contextlib.contextmanager
+def _not_blocking(stream: TextIO) -> Iterator[int | None]:
+    """Yields another way into the same pipe or terminal, on which nobody waits; None where
+    there is none: a file, which takes what it is given, or a system without /proc."""
+    descriptor = None
+    with contextlib.suppress(OSError, ValueError):  # not a file at all, or one of somebody else's
+        number = stream.fileno()
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
+            descriptor = os.open(f"/proc/self/fd/{number}", flags)
     try:
-        poll.register(stream.fileno(), select.POLLOUT)
-    except (OSError, ValueError):  # no file; or a closed one
-        return True
-    if poll.poll(0.0 if stream in _stuck else PATIENCE_MILLISECONDS):
-        _stuck.discard(stream)
-        return True
-    _stuck.add(stream)
-    return False
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _write(descriptor: int, line: bytes, number: int) -> None:
+    """What goes in before patience ends; it is not shown again to one who has used it up."""
+    deadline = time.monotonic() + (0.0 if number in _stuck else PATIENCE_SECONDS)
+    while line:
+        try:
+            line = line[os.write(descriptor, line) :]
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                _stuck.add(number)
+                return
+            time.sleep(0.01)
+    _stuck.discard(number)
 
 
 def _printable(text: str, stream: TextIO) -> str:
-    """What the stream cannot encode, as escapes."""
-    encoding = stream.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    """The same, as escapes where the stream could not encode it."""
+    encoding, errors = _coding(stream)
+    try:
+        text.encode(encoding, errors)
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def _coding(stream: TextIO) -> tuple[str, str]:
+    return stream.encoding or "utf-8", stream.errors or "strict"
 
 
 def _silence(stream: TextIO) -> None:

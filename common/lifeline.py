@@ -36,8 +36,8 @@ class Heartbeats:
     every process of a machine, so the reader may subtract.
     """
 
-    def __init__(self, path: Path, *, owner: bool, memory: int | None = None) -> None:
-        self._path, self._owner, self._descriptor = path, owner, memory
+    def __init__(self, path: Path, *, owner: bool, descriptor: int | None = None) -> None:
+        self._path, self._owner, self._descriptor = path, owner, descriptor
         with path.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), 0)
         self._view = memoryview(self._memory)
@@ -52,10 +52,10 @@ class Heartbeats:
         """
         path.unlink(missing_ok=True)  # truncated, it would be a SIGBUS to who still maps it
         zeros = bytes(8 * slots)
-        memory = _link_to_memory(path, zeros)
-        if memory is None:
+        descriptor = _link_to_memory(path, zeros)
+        if descriptor is None:
             path.write_bytes(zeros)
-        return cls(path, owner=True, memory=memory)
+        return cls(path, owner=True, descriptor=descriptor)
 
     @classmethod
     def open(cls, path: Path) -> Heartbeats:
@@ -85,19 +85,21 @@ class Heartbeats:
 
 def _link_to_memory(path: Path, content: bytes) -> int | None:
     """Makes path a link to memory that this process holds. -> its descriptor; None where there is
-    none to be had: not on Linux, or on a file system without links."""
+    none to be had: not on Linux, on a file system without links, with somebody else's /proc."""
     if sys.platform != "linux":
         return None
-    memory = os.memfd_create(path.name)
-    os.write(memory, content)
+    descriptor = None
     try:
-        path.symlink_to(f"/proc/{os.getpid()}/fd/{memory}")
-        if path.exists():
-            return memory
-        path.unlink()
+        descriptor = os.memfd_create(path.name)
+        os.write(descriptor, content)
+        path.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+        if os.path.samestat(path.stat(), os.fstat(descriptor)):
+            return descriptor
     except OSError:
         pass
-    os.close(memory)
+    path.unlink(missing_ok=True)
+    if descriptor is not None:
+        os.close(descriptor)
     return None
 
 

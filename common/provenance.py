@@ -1,19 +1,21 @@
 """What a record says of where it comes from: code, machine, libraries."""
 
+import os
 import platform
 import subprocess
 from pathlib import Path
-
-import torch
 
 from common.config import VERSION
 from common.machine import cores
 
 ROOT = Path(__file__).parent.parent
+GIT_SECONDS = 5.0
 
 
 def provenance(device: str = "cpu") -> dict[str, str]:
     """device: the GPU is named where it is one."""
+    import torch
+
     return {
         "version": VERSION,
         "commit": commit(),
@@ -25,13 +27,21 @@ def provenance(device: str = "cpu") -> dict[str, str]:
 
 
 def commit(root: Path = ROOT) -> str:
-    """Of this code, `-dirty` where it was changed since; "unknown" outside a checkout of it."""
-    words = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        done = subprocess.run(words, cwd=root, capture_output=True, text=True)
-    except OSError:
+    """Of this code, `-dirty` where it was changed since; "unknown" where git cannot tell."""
+    if not (root / ".git").exists():  # or it would tell of whose checkout this is installed in
         return "unknown"
-    return (done.stdout.strip() if (root / ".git").exists() else "") or "unknown"
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+            cwd=root,
+            env={k: v for k, v in os.environ.items() if not k.startswith("GIT_")},
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def processor() -> str:

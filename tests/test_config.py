@@ -58,6 +58,7 @@ def test_the_actors_suit_the_machine_unless_they_are_given(
         ({"actors": -1}, "--actors is -1, expected 0 to 4096"),
         ({"actors": 1.5}, "--actors is 1.5, expected int"),
         ({"gamma": 1.5}, "--gamma is 1.5, expected 0 to 1"),
+        ({"noop_max": 10_001}, "--noop-max is 10001, expected 0 to 10000"),
         ({"learning_rate": float("nan")}, "--learning-rate is nan, expected a number"),
         ({"loss": "hinge"}, "--loss is 'hinge', expected huber or mse"),
         ({"batch_size": 2.5}, "--batch-size is 2.5, expected int"),

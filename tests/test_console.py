@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import TextIO
 
 import pytest
@@ -16,52 +17,38 @@ from tests.running import ROOT
 
 
 @contextlib.contextmanager
-def full_pipe() -> Iterator[tuple[int, TextIO]]:
-    """Its two ends; nothing fits in."""
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writer, bytes(4096))
-    os.set_blocking(writer, True)
-    with open(writer, "w") as stream:
+def unread(end: str) -> Iterator[tuple[int, TextIO]]:
+    """A pipe or a terminal that nobody reads: its other side, and the stream into it."""
+    reader, writer = os.pipe() if end == "pipe" else os.openpty()
+    with open(writer, "w", encoding="utf-8") as stream:
         yield reader, stream
         os.close(reader)
-        with contextlib.suppress(BrokenPipeError):
-            stream.close()
 
 
+@pytest.mark.parametrize("end", ["pipe", "terminal"])
 def test_a_reader_who_stands_still_costs_lines_and_no_more_than_one_wait(
-    monkeypatch: pytest.MonkeyPatch,
+    end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits: list[float] = []
+    clock = [0.0]
 
-    class Poll:
-        """The system's, without the waiting."""
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
 
-        def __init__(self) -> None:
-            self._poll = real()
-
-        def register(self, descriptor: int, events: int) -> None:
-            self._poll.register(descriptor, events)
-
-        def poll(self, milliseconds: float) -> list[tuple[int, int]]:
-            waits.append(milliseconds)
-            return self._poll.poll(0)
-
-    real = console.select.poll
-    monkeypatch.setattr(console.select, "poll", Poll)
-    with full_pipe() as (reader, stream):
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+    with unread(end) as (reader, stream):
         monkeypatch.setattr(sys, "stdout", stream)
-        for line in ("one", "two", "three"):
-            say(line)  # where it blocked, this test would hang
-        assert waits == [console.PATIENCE_MILLISECONDS, 0.0, 0.0]
+        while not clock[0]:  # where it blocks, this test hangs
+            say("a line of a hundred characters" + "." * 70)
+        for _ in range(3):
+            say("forty lines of a traceback\n" * 400)
+        assert console.PATIENCE_SECONDS <= clock[0] < 1.1 * console.PATIENCE_SECONDS
         os.set_blocking(reader, False)
         with contextlib.suppress(BlockingIOError):
             while True:
                 os.read(reader, 1 << 16)
         say("read again")
-        assert os.read(reader, 100) == b"read again\n"
+        assert os.read(reader, 100).strip() == b"read again"
+        assert os.get_blocking(stream.fileno())  # who else writes there is not to notice
         monkeypatch.undo()
 
 

@@ -35,6 +35,17 @@ def test_the_dueling_head_is_value_plus_centred_advantage() -> None:
     assert torch.allclose(network(obs).mean(dim=1, keepdim=True), value, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_pixels_are_convolved_as_they_lie(layout: torch.memory_format, bfloat16: bool) -> None:
+    network = DQN((4, 84, 84), 5, "nips", bfloat16=bfloat16).to(memory_format=layout)  # type: ignore[call-overload]
+    seen: list[torch.Tensor] = []
+    network.rest.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    obs = torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8)
+    network(obs.contiguous(memory_format=layout))
+    assert seen[0].is_contiguous(memory_format=layout)
+
+
 def plainly(network: DQN, obs: torch.Tensor) -> torch.Tensor:
     """Scale first, then convolve: what folding must equal."""
     x = (obs.float() - network.pixel_mean) / network.pixel_scale

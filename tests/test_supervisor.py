@@ -383,7 +383,7 @@ def test_one_interrupt_lets_the_learner_save(tmp_path: Path) -> None:
             output = output_within(run, 8)
         assert run.returncode == 130, output
         assert pids(folder, "saved") and all_gone(folder)
-        assert not (folder / "heartbeats").exists()
+        assert not os.path.lexists(folder / "heartbeats")
         assert "Traceback" not in output
 
 
@@ -557,19 +557,28 @@ def test_heartbeats_take_no_disk(tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+@pytest.mark.parametrize("what", ["no memory", "no links", "somebody else's /proc"])
 def test_heartbeats_are_a_file_where_there_can_be_no_link(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: object) -> None:
         raise OSError(1, "Operation not permitted")
 
-    monkeypatch.setattr(Path, "symlink_to", refused)
+    theirs = tmp_path / "theirs"
+    theirs.write_bytes(b"not ours to write to")
+    link = Path.symlink_to
+    if what == "no memory":
+        monkeypatch.setattr(os, "memfd_create", refused)
+    elif what == "no links":
+        monkeypatch.setattr(Path, "symlink_to", refused)
+    else:
+        monkeypatch.setattr(Path, "symlink_to", lambda path, _: link(path, theirs))
     path = tmp_path / "heartbeats"
     with closing(Heartbeats.create(path, 2)) as reader, closing(Heartbeats.open(path)) as child:
         child.beat(1)
         assert path.is_file() and not path.is_symlink()
         assert reader.age_seconds(1) < 1
-    assert not path.exists()
+    assert not path.exists() and theirs.read_bytes() == b"not ours to write to"
 
 
 def test_last_words_begin_at_the_cause_of_the_last_traceback(tmp_path: Path) -> None:

@@ -607,7 +607,9 @@ def test_nothing_watches_a_connection_that_was_let_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["r" * 90, "训" * 30, os.fsdecode(b"\xff")], ids=["long", "long in bytes", "no UTF-8"]
+    "name",
+    ["r" * 90, os.fsdecode("训".encode() * 30), os.fsdecode(b"\xff")],
+    ids=["long", "long in bytes", "no UTF-8"],
 )
 def test_a_run_folder_of_any_name_has_its_socket(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()

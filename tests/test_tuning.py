@@ -1,6 +1,7 @@
 """The tuning tools on hand-made records: what they read off a run, keep of it, and leave out."""
 
 import csv
+import dataclasses
 import json
 import os
 import subprocess
@@ -104,7 +105,16 @@ def test_the_table_has_a_row_per_run_that_finished_a_game() -> None:
         f"| `pong` | seed-7 | {levels} | +20.0 | 100 | 167 |",
         "| `book` | seed-7 | - | - | - | - | - | -21.0 | 100 | 167 |",
     ]
-    assert lines[-2:] == ["- `pong`: 1 of 2 solved", "- `book`: 0 of 1 solved"]
+    assert lines[-3:] == [
+        "- `pong`: 1 of 2 solved",
+        "- `book`: 0 of 1 solved",
+        "- `none`: 0 of 1 solved",
+    ]
+    slower = [
+        dataclasses.replace(game, env_steps=10_000 + game.env_steps) for game in runs[1].games
+    ]
+    late = Run("late", "seed-7", [*runs[1].games[:10], *slower[10:]])
+    assert table([late]).splitlines()[2].endswith("| 100 | 167 |")  # what comes later is no part
     both = table([a_run([20.0] * games) for games in (100, 120)])
     assert both.endswith("- `pong`: 2 of 2 solved, median 10.0 minutes")
 

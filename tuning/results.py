@@ -128,9 +128,9 @@ games were at 19.5, or to the last game."""
 
 def table(runs: Sequence[Run]) -> str:
     """A Markdown row per run that finished a game, each variant's median, what the columns are."""
-    runs = [run for run in runs if run.games]
     lines = [_cells([*HEADS, *RATES]), "|" + "---|" * len(HEADS + RATES)]
-    lines += [*map(_cells, map(_row, runs)), "", KEY, ""]
+    lines += [_cells(_row(run)) for run in runs if run.games]
+    lines += ["", KEY, ""]
     for variant in dict.fromkeys(run.variant for run in runs):
         lines.append(f"- `{variant}`: {_solved([run for run in runs if run.variant == variant])}")
     return "\n".join(lines)

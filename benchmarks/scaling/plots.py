@@ -58,7 +58,7 @@ def draw(done: dict[str, list[Row]]) -> str:
 
 
 def curve(rows: list[Row], name: str) -> list[tuple[float, float]]:
-    return [(row["actors"], row[name]) for row in rows]
+    return [(row["actors"], row[name]) for row in rows if row[name] is not None]
 
 
 def rates(by_learner: dict[str, list[Row]]) -> tuple[Axis, list[Line]]:

@@ -141,7 +141,7 @@ class Result:
 
     used: share of each part that was busy. resent: chunks sent again, per chunk stored.
     weights_age: how old the weights were by which a transition was played; data_age: from playing
-    a transition to storing it, infinite where nothing arrives; both means, in seconds. dropped:
+    a transition to storing it, None where nothing arrives; both means, in seconds. dropped:
     messages per second that found an actor's queue full; reconnects: per second, of actors that
     heard nothing for 8 s.
     """
@@ -152,14 +152,10 @@ class Result:
     versions_per_second: float
     used: dict[str, float]
     weights_age: float
-    data_age: float
+    data_age: float | None
     resent: float
     dropped: float
     reconnects: float
-
-    @property
-    def bottleneck(self) -> str:
-        return max(self.used, key=lambda part: self.used[part])
 
 
 def simulate(scenario: Scenario, seconds: float, settle: float) -> Result:
@@ -186,7 +182,7 @@ def simulate(scenario: Scenario, seconds: float, settle: float) -> Result:
         versions_per_second=gained["versions"],
         used={part: gained[part] / capacity[part] for part in PARTS},
         weights_age=gained["use_ages"] / played if played else 0.0,
-        data_age=sum(held) / 2 / steps if steps else math.inf,
+        data_age=sum(held) / 2 / steps if steps else None,
         resent=gained["resent"] * run.chunk / steps if steps else 0.0,
         dropped=gained["dropped"],
         reconnects=gained["reconnects"],

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.measure import ENV_STEPS, UPDATES, shown
-from benchmarks.scaling.simulation import ACTORS, IO, PARTS, ROUTER
+from benchmarks.scaling.simulation import PARTS
 from benchmarks.scaling.studies import CROWDS, USUAL_GIGABITS, Row
 
 FULL = 0.95  # a part this busy is full
-PLACES = {ACTORS: "an actor", ROUTER: "learner, transport thread", IO: "learner, ZeroMQ's thread"}
 COSTS = [  # name in the record, what it is, whose time
     ("actor_step", "one env step of one game", "actor, beside a busy core"),
     ("actor_step alone", "the same, the other core idle", "actor"),
@@ -127,7 +126,9 @@ def outcome(row: Row) -> list[str]:
     ]
 
 
-def age(seconds: float) -> str:
+def age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:,.0f} s"
 
 

@@ -23,6 +23,8 @@ from actors.screen import Screens
 from common.config import FRAME_SHAPE, Config
 from common.errors import ConfigError
 
+STICKIEST_FRAMES = 30  # after so many of one action a sticky emulator has taken it
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -59,7 +61,8 @@ class Game(Protocol):
         """What the last reset() or step() led to, [84, 84] u8: the caller's own."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it takes to go on bit for bit, in plain values and bytes."""
+        """All that it takes to go on bit for bit, in plain values and bytes (but see
+        `AtariGame.load_state_dict`)."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was taken, in a game made the same way."""
@@ -157,6 +160,8 @@ class AtariGame:
         self._episodic_life = episodic_life
         self._lives = 0
         self._game_over = True
+        self._last = self._actions[0]  # that the emulator was told, since a game began
+        self._sticky = env.ale.getFloat("repeat_action_probability") > 0.0
 
     def reset(self, seed: int | None = None) -> np.ndarray:
         self._begin(seed)
@@ -192,7 +197,7 @@ class AtariGame:
     def _act(self, action: int) -> int:
         """The same without the book-keeping; leaves on the screen the frames that count."""
         ale, screen = self._ale, self._screen
-        code = self._actions[action]
+        code = self._last = self._actions[action]
         reward = 0
         if not self._max_pools:
             for _ in range(self._skip):
@@ -222,6 +227,7 @@ class AtariGame:
             new_game = self._ale.game_over()
         if new_game:
             self._env.reset(seed=seed)
+            self._last = self._actions[0]
             self._score = 0.0
             if self._noop_max:
                 self._noops()
@@ -246,10 +252,16 @@ class AtariGame:
             "lives": self._lives,
             "game_over": self._game_over,
             "score": self._score,
+            "last": self._last.value,
             "screen": self._screen.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Where actions are sticky, one game in a thousand goes on another way: the emulator's
+        state does not hold what it repeats, which need not be what it was told last."""
+        self._last = ale_py.Action(state.get("last", 0))  # older checkpoints do not say: no-op
+        for _ in range(STICKIEST_FRAMES if self._sticky else 0):
+            self._ale.act(self._last)
         self._ale.restoreState(ale_py.ALEState(state["ale"]))
         self._env.np_random.bit_generator.state = json.loads(state["rng"])
         self._lives = state["lives"]

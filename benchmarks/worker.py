@@ -1,7 +1,7 @@
 """A process that measures sides when asked, and sleeps in between.
 
-`python -m benchmarks.worker MODULE:FUNCTION '{"option": 1}'` calls the function once; it returns
-the sides by name. Their names are the first line on standard output; then every line
+`serve("MODULE:FUNCTION", '{"option": 1}')` calls the function once; it returns the sides by name.
+Their names are the first line on standard output; then every line
 `go SECONDS NAME` on standard input is answered by that side's figure, in JSON. End of input ends
 it. So any two sides can take turns, each in the environment and with the threads that it needs.
 """
@@ -24,6 +24,16 @@ from typing import Any, Self
 from benchmarks.measure import Form, NotMeasured, Row, Side, alternate
 
 ROOT = Path(__file__).parent.parent
+# Our own modules come first, but not from where Volley is installed beside all that it needs: the
+# peers would find that before what is in their own environment.
+PLACE = 0 if (ROOT / "pyproject.toml").exists() else 1 << 16
+SERVE = """
+import sys
+_, root, place, *words = sys.argv
+sys.path.insert(int(place), root)
+from benchmarks.worker import serve
+serve(*words)
+"""
 PATIENCE_SECONDS = 300.0  # for imports, compilation and a busy machine, on top of what is asked
 
 
@@ -45,7 +55,7 @@ class Worker:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by __exit__
         self._process = subprocess.Popen(
             # -u: what libraries have printed must not come after its last words.
-            [python, "-u", "-m", "benchmarks.worker", maker, json.dumps(options)],
+            [python, "-P", "-u", "-c", SERVE, str(ROOT), str(PLACE), maker, json.dumps(options)],
             cwd=ROOT,
             env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
             stdin=subprocess.PIPE,
@@ -146,7 +156,3 @@ def serve(maker: str, options: str) -> None:
     for line in sys.stdin:
         _, seconds, name = line.rstrip("\n").split(" ", 2)
         print(json.dumps(sides[name](float(seconds))), file=answers)
-
-
-if __name__ == "__main__":
-    serve(*sys.argv[1:])

@@ -92,7 +92,8 @@ class Records:
         least_seconds = config.log_period_seconds / 10 if config.actor_count else 0.0
         self._rates = Rates({"env_steps": env_steps, "updates": updates}, least_seconds)
         self._actor_rates = Rates({}, least_seconds)
-        self._speed = self._update_speed = 0.0
+        self._speed: float | None = None  # of the last period
+        self._update_speed = 0.0
         self._next_tick = self._next_warning = 0.0
         self._ended: float | None = None  # the moment at which learning did
         self._policy_errors: dict[str, OSError] = {}  # by the file's name, until they are told
@@ -211,9 +212,9 @@ class Records:
         rates = self._rates.per_second(counts, self._now)
         self._speed, self._update_speed = rates["env_steps"], rates["updates"]
         values |= {
-            "speed": self._speed,
-            "time/env_steps_per_s": self._speed,
-            "time/env_frames_per_s": self.config.frames_per_env_step * self._speed,
+            "speed": rates["env_steps"],
+            "time/env_steps_per_s": rates["env_steps"],
+            "time/env_frames_per_s": self.config.frames_per_env_step * rates["env_steps"],
             "time/updates_per_s": self._update_speed,
             "transport/mb_per_s": rates.get("mb", 0.0),
         }
@@ -258,7 +259,7 @@ class Records:
         loss = values.get("train/loss", math.nan)
         return (
             f"{self.wall_seconds:7.0f} s  {learner.inserted:>9,} env steps  "
-            f"{learner.updates:>7,} updates  {self._speed:6.0f} env steps/s  "
+            f"{learner.updates:>7,} updates  {values['speed']:6.0f} env steps/s  "
             f"{self._update_speed:5.1f} updates/s  epsilon {values['epsilon']:.2f}  "
             f"loss {_shown(loss, '.4f')}  mean score {_shown(self.scores.mean_100, '+.2f')}"
         )
@@ -372,7 +373,9 @@ class Records:
     def _speed_now(self, env_steps: int) -> float:
         """env steps/s of the last period; before its end, since the start."""
         started, first = self._first
-        return self._speed or (env_steps - first) / max(self._now - started, 1e-9)
+        if self._speed is not None:
+            return self._speed
+        return (env_steps - first) / max(self._now - started, 1e-9)
 
     def _lag(self) -> float:
         return sum(self._lags) / len(self._lags) if self._lags else 0.0

@@ -268,6 +268,24 @@ def test_a_saved_game_goes_on_bit_for_bit_in_another(env_id: str, options: dict[
     assert record(game, 300, seed=2) == expected
 
 
+def test_a_saved_game_repeats_its_own_last_action_where_actions_are_sticky() -> None:
+    game, other = (make_game("ALE/Breakout-v5") for _ in range(2))
+    game.reset(seed=11)
+    other.reset(seed=12)
+    right, left, noop = 2, 3, 0
+    for _ in range(100):
+        if game.step(right).terminated:
+            game.reset()
+            game.step(right)
+        saved = game.state_dict()
+        if other.step(left).terminated:
+            other.reset()
+        other.load_state_dict(saved)
+        for one in (game, other):
+            one.step(noop)
+        assert other.state_dict()["ale"] == game.state_dict()["ale"]
+
+
 def test_a_saved_game_that_ends_on_the_next_frame_still_shows_the_one_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -162,6 +162,22 @@ def test_the_last_rates_are_of_the_time_of_learning_whatever_comes_after_it(
     assert float(rows_of(tmp_path)[-1]["env_steps_per_second"]) == pytest.approx(1400 / 12, 1e-4)
 
 
+def test_a_period_in_which_nothing_arrived_has_no_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
+    learner = Learner(config(log_period_env_steps=100), tmp_path, False, started=1000.0)
+    for learner.inserted, clock[0] in ((0, 1000.0), (1000, 1010.0), (2000, 1030.0)):
+        learner.records.tick(learner, None)
+    learner.records._period(learner, None)
+    clock[0] = 1040.0
+    learner.records._period(learner, None)
+    learner.records.metrics.close()
+    speeds = [float(row["env_steps_per_second"]) for row in rows_of(tmp_path)]
+    assert speeds[-1] == 0.0 and 50.0 in speeds
+
+
 def test_what_comes_in_just_after_a_period_is_no_burst() -> None:
     rates = Rates({"env_steps": 0.0}, least_seconds=1.0)
     now = time.monotonic()

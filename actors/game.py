@@ -23,7 +23,7 @@ from actors.screen import Screens
 from common.config import FRAME_SHAPE, Config
 from common.errors import ConfigError
 
-STICKIEST_FRAMES = 30  # after so many of one action a sticky emulator has taken it
+STICKIEST_FRAMES = 30  # after so many of one action an emulator that repeats one in four has it
 
 
 @dataclass(frozen=True, slots=True)

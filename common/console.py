@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import select
 import stat
 import sys
 import time
@@ -10,7 +11,8 @@ from collections.abc import Iterator
 from typing import TextIO
 
 PATIENCE_SECONDS = 1.0  # with a reader that is slow
-_stuck: set[int] = set()  # descriptors on which it has run out
+# Descriptors on which it has run out, and what ends the line that was cut there.
+_stuck: dict[int, bytes] = {}
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -26,10 +28,10 @@ def say(text: str, *, error: bool = False) -> None:
         line = _printable(text, stream) + "\n"
         with _not_blocking(stream) as descriptor:
             stream.flush()
-            if descriptor is None:
-                print(line, end="", file=stream, flush=True)
-            else:
+            if descriptor is not None:
                 _write(descriptor, line.encode(*_coding(stream)), stream.fileno())
+            elif _takes_a_line(stream):
+                print(line, end="", file=stream, flush=True)
     except OSError as problem:
         if problem.errno in (errno.EPIPE, errno.EIO):  # for good: later lines go nowhere
             _silence(stream)
@@ -48,10 +50,11 @@ def let_go() -> None:
 
 @contextlib.contextmanager
 def _not_blocking(stream: TextIO) -> Iterator[int | None]:
-    """Yields another way into the same pipe or terminal, on which nobody waits; None where
-    there is none: a file, which takes what it is given, or a system without /proc."""
+    """Yields another way into the same pipe or terminal, on which nobody waits; None for a file,
+    which takes what it is given, and where there is no other way: into a socket, into somebody
+    else's terminal, without /proc."""
     descriptor = None
-    with contextlib.suppress(OSError, ValueError):  # not a file at all, or one of somebody else's
+    with contextlib.suppress(OSError, ValueError):
         number = stream.fileno()
         if not stat.S_ISREG(os.fstat(number).st_mode):
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
@@ -64,17 +67,36 @@ def _not_blocking(stream: TextIO) -> Iterator[int | None]:
 
 
 def _write(descriptor: int, line: bytes, number: int) -> None:
-    """What goes in before patience ends; it is not shown again to one who has used it up."""
-    deadline = time.monotonic() + (0.0 if number in _stuck else PATIENCE_SECONDS)
-    while line:
+    """What goes in before nothing has for as long as patience lasts."""
+    patience = 0.0 if number in _stuck else PATIENCE_SECONDS
+    begun = _stuck.get(number, b"")
+    left = begun + line
+    deadline = time.monotonic() + patience
+    while left:
         try:
-            line = line[os.write(descriptor, line) :]
+            left = left[os.write(descriptor, left) :]
+            deadline = time.monotonic() + patience
         except BlockingIOError:
             if time.monotonic() >= deadline:
-                _stuck.add(number)
+                _stuck[number] = b"\n" if begun or len(left) < len(line) else b""
                 return
             time.sleep(0.01)
-    _stuck.discard(number)
+    _stuck.pop(number, None)
+
+
+def _takes_a_line(stream: TextIO) -> bool:
+    """Whether a line of usual length could be written now, or before patience ends."""
+    poll = select.poll()
+    try:
+        number = stream.fileno()
+        poll.register(number, select.POLLOUT)
+    except (OSError, ValueError):  # not a file at all
+        return True
+    if poll.poll(0.0 if number in _stuck else 1000 * PATIENCE_SECONDS):
+        _stuck.pop(number, None)
+        return True
+    _stuck[number] = b""
+    return False
 
 
 def _printable(text: str, stream: TextIO) -> str:

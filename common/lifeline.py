@@ -95,7 +95,7 @@ def _link_to_memory(path: Path, content: bytes) -> int | None:
         path.symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
         if os.path.samestat(path.stat(), os.fstat(descriptor)):
             return descriptor
-    except OSError:
+    except (OSError, AttributeError):  # Pythons that were built for old systems lack memfd_create
         pass
     path.unlink(missing_ok=True)
     if descriptor is not None:

@@ -183,6 +183,23 @@ def test_a_worker_answers_whatever_its_libraries_print() -> None:
         assert worker.answer(0.0) == {"a": 1, "b": 2}
 
 
+@pytest.mark.parametrize("place", [0, 1 << 16])
+def test_installed_packages_do_not_come_before_a_workers_own(
+    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tests` stands for what lies beside Volley where it is installed, and in the other's
+    environment too."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "__init__.py").touch()
+    (tmp_path / "tests" / "test_benchmarks.py").write_text(
+        "def fake_sides(first): return {'theirs': lambda seconds: 0.0}\n"
+    )
+    monkeypatch.setattr("benchmarks.worker.PLACE", place)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    with Worker("tests.test_benchmarks:fake_sides", environment=environment, first=3.0) as worker:
+        assert ("theirs" in worker.sides) == (place > 0)
+
+
 def test_a_worker_that_dies_leaves_its_last_words() -> None:
     with pytest.raises(NotMeasured, match="ValueError: no such side here"):
         Worker("tests.test_benchmarks:fake_sides", first=-1.0)

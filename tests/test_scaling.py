@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.measure import ENV_STEPS, UPDATES
 from benchmarks.scaling import __main__ as scaling
-from benchmarks.scaling import studies, tables
+from benchmarks.scaling import plots, studies, tables
 from benchmarks.scaling.events import Clock, Line, Shared
 from benchmarks.scaling.scenario import Costs, Network, Scenario, preset
 from benchmarks.scaling.simulation import (
@@ -291,6 +291,11 @@ def test_a_measurement_becomes_tables_and_plots(
         assert len({row.count("|") for row in table.strip().splitlines()}) == 1
     assert scaling.main(["draw", "--json", str(path)]) == 0
     assert ElementTree.fromstring(capsys.readouterr().out).tag.endswith("svg")
+
+
+def test_a_curve_is_broken_where_there_is_no_value() -> None:
+    line = plots.Line("age", "red", [(1, 0.5), (2, 1.0), (4, None), (8, 2.0), (16, None)])
+    assert list(line.pieces()) == [[(1, 0.5), (2, 1.0)], [(8, 2.0)]]
 
 
 def test_a_billion_frames_cost_the_time_of_all_cores() -> None:

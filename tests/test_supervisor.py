@@ -557,7 +557,9 @@ def test_heartbeats_take_no_disk(tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-@pytest.mark.parametrize("what", ["no memory", "no links", "somebody else's /proc"])
+@pytest.mark.parametrize(
+    "what", ["no memory", "no such function", "no links", "somebody else's /proc"]
+)
 def test_heartbeats_are_a_file_where_there_can_be_no_link(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -569,6 +571,8 @@ def test_heartbeats_are_a_file_where_there_can_be_no_link(
     link = Path.symlink_to
     if what == "no memory":
         monkeypatch.setattr(os, "memfd_create", refused)
+    elif what == "no such function":
+        monkeypatch.delattr(os, "memfd_create")
     elif what == "no links":
         monkeypatch.setattr(Path, "symlink_to", refused)
     else:

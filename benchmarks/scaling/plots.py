@@ -1,6 +1,8 @@
 """The scaling study's plots, over the number of actors, as one SVG."""
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.scaling.simulation import PARTS
@@ -15,12 +17,19 @@ TICKS = (1, 10, 100, 1_000, 10_000)
 
 @dataclass(frozen=True)
 class Line:
-    """A curve over the number of actors. dashed: not simulated, or of the second of two kinds."""
+    """A curve over the number of actors, broken where there is no value. dashed: not simulated, or
+    of the second of two kinds."""
 
     name: str
     colour: str
-    points: list[tuple[float, float]]
+    points: Sequence[tuple[float, float | None]]
     dashed: bool = False
+
+    def pieces(self) -> Iterator[list[tuple[float, float]]]:
+        """Its unbroken parts."""
+        for missing, points in itertools.groupby(self.points, lambda point: point[1] is None):
+            if not missing:
+                yield [(actors, value) for actors, value in points if value is not None]
 
 
 @dataclass(frozen=True)
@@ -57,8 +66,8 @@ def draw(done: dict[str, list[Row]]) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-def curve(rows: list[Row], name: str) -> list[tuple[float, float]]:
-    return [(row["actors"], row[name]) for row in rows if row[name] is not None]
+def curve(rows: list[Row], name: str) -> Sequence[tuple[float, float | None]]:
+    return [(row["actors"], row[name]) for row in rows]
 
 
 def rates(by_learner: dict[str, list[Row]]) -> tuple[Axis, list[Line]]:
@@ -91,7 +100,7 @@ def ages(by_learner: dict[str, list[Row]]) -> tuple[Axis, list[Line]]:
             Line(f"weights in use, {name}", colour, curve(rows, "weights_age")),
             Line(f"data when stored, {name}", colour, curve(rows, "data_age"), True),
         ]
-    return Axis(0.01, 1e3, [(10.0**i, f"{10.0**i:g}") for i in range(-2, 4)]), lines
+    return Axis(0.01, 1e4, [(10.0**i, f"{10.0**i:g}") for i in range(-2, 5)]), lines
 
 
 def panel(title: str, axis: Axis, lines: list[Line]) -> list[str]:
@@ -114,10 +123,11 @@ def panel(title: str, axis: Axis, lines: list[Line]) -> list[str]:
         parts.append(f"<text {middle}>{actors:,}</text>")
     parts.append(f'<text x="{LEFT + wide / 2}" y="{PANEL - 8}" text-anchor="middle">actors</text>')
     for i, line in enumerate(lines):
-        points = " ".join(f"{x(actors):.1f},{y(value):.1f}" for actors, value in line.points)
         form = 'stroke-width="1" stroke-dasharray="5 3"' if line.dashed else 'stroke-width="2"'
+        for piece in line.pieces():
+            points = " ".join(f"{x(actors):.1f},{y(value):.1f}" for actors, value in piece)
+            parts.append(f'<polyline points="{points}" fill="none" stroke="{line.colour}" {form}/>')
         parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{line.colour}" {form}/>'
             f'<text x="{WIDTH - RIGHT + 12}" y="{TOP + 12 + 17 * i}" fill="{line.colour}">'
             f"{line.name}</text>"
         )

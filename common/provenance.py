@@ -14,7 +14,7 @@ GIT_SECONDS = 5.0
 
 def provenance(device: str = "cpu") -> dict[str, str]:
     """device: the GPU is named where it is one."""
-    import torch
+    import torch  # not for who asks for a commit or a processor alone
 
     return {
         "version": VERSION,

@@ -300,6 +300,8 @@ class LearnerEndpoint:
         self._send_ack(session, Type.WELCOME)
 
     def _on_chunk(self, session: Session, header: Header, frame: memoryview) -> None:
+        """Takes it if it is the next one. One that is further on is left: what lies between was
+        lost, and its sender sends all of it again when no acknowledgement comes."""
         if header.seq <= session.acked_seq:
             self.stats.duplicates += 1
         elif header.seq == session.acked_seq + 1 and header.seq <= session.granted_seq:
@@ -319,7 +321,6 @@ class LearnerEndpoint:
             self._inbox.append(chunk)
             self._arrived.set()
             self._grant()
-        # Else it is out of order: one before it was lost, and all come again when time is up.
         self._send_ack(session)
 
     def _grant(self) -> None:

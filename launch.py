@@ -202,7 +202,7 @@ def train_in_lock_step(
         reason = learner.records.finished(learner.inserted, stop.reason)
     all_written = finish(learner, None, reason)
     player.close()
-    return 1 if not all_written else INTERRUPTED if stop.reason else 0
+    return 1 if not all_written else INTERRUPTED if reason == stop.reason else 0
 
 
 # -- the other verbs ----------------------------------------------------------------------------

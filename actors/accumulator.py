@@ -81,7 +81,8 @@ class Accumulator:
             transitions["n_step_return"] += (self.spec.gamma**k * rewards[k : k + count]).astype(
                 np.float32
             )
-        if (largest := np.abs(transitions["n_step_return"]).max()) > MAX_RETURN:
+        largest = np.abs(transitions["n_step_return"]).max()
+        if not largest <= MAX_RETURN:  # inf - inf is no number, and not larger
             raise ConfigError(
                 f"The rewards of {n} step(s) add up to {largest:g} in size, expected at most "
                 f"{MAX_RETURN:g}: divide the game's rewards, or clip them with --clip-rewards."

@@ -39,6 +39,7 @@ def parse(words: list[str]) -> Order:
         config = make_config(given.pop("preset", "pong"), **given)
     else:
         config = _resumed(Path(resume), given)
+    _check_heard(given, config)
     check_bind(config.bind, config.keys)
     return Order(config.resolved(), Path(resume).resolve() if resume is not None else None)
 
@@ -55,6 +56,15 @@ def _resumed(run_dir: Path, given: dict[str, Any]) -> Config:
     if "actors" in given:  # the learner's share of the cores follows, unless it is given too
         given = {"learner_threads": 0, **given}
     return dataclasses.replace(config, **given)
+
+
+def _check_heard(given: dict[str, Any], config: Config) -> None:
+    for name in ("bind", "keys"):
+        if given.get(name) and not config.actor_count:
+            raise ConfigError(
+                f"{flag(name)} is of no use with --actors 0: there everything is one process, and "
+                "nobody listens; leave it out."
+            )
 
 
 def flag_parser() -> argparse.ArgumentParser:

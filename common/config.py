@@ -26,8 +26,8 @@ class Config:
 
     """## The run"""
     preset: str = "pong"
-    """Starting values: pong (soonest solved), pong-frugal (in fewest env steps), book (the
-    reference program), atari (other games)."""
+    """Starting values: pong (soonest solved), pong-frugal (fewest env steps to good greedy
+    play), book (the reference program), atari (other games)."""
     env: str = "PongNoFrameskip-v4"
     """Game, a gymnasium id; `module:Id` imports the module first."""
     seed: int = 0
@@ -165,7 +165,7 @@ class Config:
                 value = getattr(self, name)
                 if value is not None and not low <= value <= high:
                     what = f"{self.env}'s {name}" if name in OF_THE_GAME else flag(name)
-                    raise ConfigError(f"{what} is {value}, expected {_between(low, high)}.")
+                    raise ConfigError(f"{what} is {value}, expected {_bounds(value, low, high)}.")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -173,13 +173,13 @@ class Config:
             raise ConfigError(
                 f"--learning-starts-transitions ({self.learning_starts_transitions}) exceeds "
                 f"--replay-transitions ({self.replay_transitions}): learning would never start; "
-                "raise the one or lower the other."
+                "lower the one or raise the other."
             )
         if self.batch_size > self.learning_starts_transitions:
             raise ConfigError(
                 f"--batch-size ({self.batch_size}) exceeds --learning-starts-transitions "
                 f"({self.learning_starts_transitions}): the first batch could not be filled; "
-                "raise the one or lower the other."
+                "lower the one or raise the other."
             )
         room = 5 * self.batch_size + 2 * self.chunk_transitions
         if self.replay_transitions < room:  # a transition of a short episode takes five frames
@@ -195,18 +195,9 @@ class Config:
                     f"{flag(name)} {getattr(self, name):g} needs a score that can be reached: give "
                     "--reward-mastered, the score of good play, or set it to 0."
                 )
-        if 0 < self.samples_per_insert_mastered < LEAST_SAMPLES_PER_INSERT:
-            raise ConfigError(
-                f"--samples-per-insert-mastered is {self.samples_per_insert_mastered:g}, expected "
-                f"0 or at least {LEAST_SAMPLES_PER_INSERT:g}."
-            )
-        least = self.batch_size + self.samples_per_insert * self.chunk_transitions
-        if 0 < self.samples_per_insert_tolerance < least:
-            raise ConfigError(
-                f"--samples-per-insert-tolerance {self.samples_per_insert_tolerance:g} would "
-                f"deadlock actors and learner; with this batch, ratio and chunk it must be at "
-                f"least {least:g}, or 0 to have it chosen."
-            )
+        for name, least in _LEAST_IF_ANY.items():
+            if 0 < (value := getattr(self, name)) < least:
+                raise ConfigError(f"{flag(name)} is {value:g}, expected 0 or at least {least:g}.")
 
     @property
     def tolerance_samples(self) -> float:
@@ -305,6 +296,12 @@ _RANGES: list[tuple[str, float, float]] = [
     ("checkpoints_kept", 1, 1000),
 ]
 
+# 0 means something else. Of the tolerance less than 1 could be lost in rounding, of millions.
+_LEAST_IF_ANY = {
+    "samples_per_insert_mastered": LEAST_SAMPLES_PER_INSERT,
+    "samples_per_insert_tolerance": 1.0,
+}
+
 
 def flag(field_name: str) -> str:
     """`max_minutes` -> `--max-minutes`."""
@@ -336,5 +333,8 @@ def _check_plain(name: str, value: Any, hint: Any) -> None:
         raise ConfigError(f"{flag(name)} is {value!r}, expected {hint.__name__}.")
 
 
-def _between(low: float, high: float) -> str:
-    return f"at least {low:g}" if high >= 1e9 else f"{low:g} to {high:g}"
+def _bounds(value: float, low: float, high: float) -> str:
+    """In words; bounds that nobody means to reach are named to who went past them only."""
+    if high < 1e9:
+        return f"{low:g} to {high:g}"
+    return f"at least {low:g}" if value < low else f"at most {high:.15g}"

@@ -204,7 +204,8 @@ class ActorEndpoint:
     def _keep_house(self) -> None:
         """What the clock demands: send, ask, ping, resend, reconnect, give up."""
         now = time.monotonic()
-        if now - self._looked > AWAY_SECONDS:
+        away = now - self._looked > AWAY_SECONDS
+        if away:
             self._last_heard = now
         self._looked = now
         silent = now - self._last_heard
@@ -218,7 +219,7 @@ class ActorEndpoint:
             if now - self._last_asked > 1.0:
                 self._send_hello()
             return
-        if now - max(self._last_heard, self._last_asked) > 1.0:
+        if away or now - max(self._last_heard, self._last_asked) > 1.0:
             self._last_asked = now
             self._asked_version = self._have_version  # the answer may have been lost
             self._transmit(messages.encode(Header(Type.PING, self.session)))

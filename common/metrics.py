@@ -145,12 +145,9 @@ class Metrics:
 
 def _trim_csv(path: Path, env_steps: int) -> None:
     """Drop the rows that a resumed run will live through again."""
-    with path.open(newline="") as file:
-        rows = [
-            row  # complete, which the last one of a killed run may not be
-            for row in csv.DictReader(file)
-            if None not in row.values() and int(row["env_steps"]) <= env_steps
-        ]
+    lines, _, _ = path.read_bytes().rpartition(b"\n")  # of a killed run the last may be cut short
+    reader = csv.DictReader(io.StringIO(lines.decode(), newline=""))
+    rows = [row for row in reader if int(row["env_steps"]) <= env_steps]
     kept = io.StringIO(newline="")
     writer = csv.DictWriter(kept, COLUMNS, restval="")
     writer.writeheader()

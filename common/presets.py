@@ -21,7 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "target_sync_period_updates": 500,
         "policy_average_updates": 0,
     },
-    # The reference program, number for number: one game, one update per env step.
+    # The reference program's numbers: one game, one update per env step.
     "book": {
         "actors": 1,
         "envs_per_actor": 1,

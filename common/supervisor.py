@@ -167,7 +167,8 @@ class Supervisor:
         if self._ctrl_cs > 1:
             return INTERRUPTED
         if self._asked_to_stop:
-            self._end(INTERRUPTED, f"interrupted: {self._ending_learner}; a second Ctrl-C kills it")
+            kills = "; a second Ctrl-C kills it" if self.learner_began else ""
+            self._end(INTERRUPTED, f"interrupted: {self._ending_learner}{kills}")
         if (code := self._learner.reap()) is not None:  # first: its end explains the actors'
             return self._learner_left(code)
         for actor in self._actors:
@@ -252,7 +253,7 @@ class Supervisor:
             self._say(f"the learner {_describe(code)}")
         if not clean:
             self._show(self._learner)
-        if self._ending is None or (self._ending == INTERRUPTED and not clean):
+        if self._ending in (None, INTERRUPTED):  # it may have been done before it was asked
             return code if code >= 0 else 128 - code  # as shells tell a signal
         return self._ending
 

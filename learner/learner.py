@@ -187,6 +187,7 @@ class Learner:
 
     def _snapshot(self) -> Snapshot:
         self.trainer.check_weights()
+        self.records.metrics.flush()  # so that what it counts is told there too
         state = {
             "layout": self._layout(),
             "updates": self.updates,
@@ -270,7 +271,8 @@ def run_learner(
     for chunk in transport.drain():  # acknowledged, so ours
         learner.insert(chunk)
     saved = finish(learner, transport, reason, beat)
-    return 1 if not saved else INTERRUPTED if stop.reason else 0
+    # A stop that came while the end was saved did not end it.
+    return 1 if not saved else INTERRUPTED if reason == stop.reason else 0
 
 
 def learn(

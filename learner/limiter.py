@@ -6,7 +6,8 @@ r = samples_per_insert, t = tolerance (in samples), once I >= m:
     S <= r * (I - m) + batch      and      r * (I - m) - S <= t  (+ what one chunk adds)
 
 The learner may not sample past the first bound, the actors may not insert past the second. Both
-cannot forbid at once because t >= r * chunk (Config asks for more), so they never deadlock.
+cannot forbid at once: where the learner may not sample, S > r * (I - m), so the actors have some
+room, and room for a part of a chunk is granted as a whole one (`Sessions.grant`).
 After the rate limiters of Reverb (Cassirer et al. 2021, section 3.3).
 
 When r changes on the way, r * (I - m) becomes the sum of the ratios at which each transition was

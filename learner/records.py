@@ -155,7 +155,7 @@ class Records:
 
     def finished(self, env_steps: int, told: str) -> str:
         """Why the run is over, or ''. told: why it was asked to end, or ''."""
-        reason = told or self._reason(env_steps)
+        reason = self._reason(env_steps) or told
         if reason:
             self._ended = self._now
         return reason
@@ -243,6 +243,8 @@ class Records:
             "policy": next(iter(self._policy_errors.values()), None),
         }
         found = [f"the {what}: {error}" for what, error in problems.items() if error]
+        if self._ended is not None:  # what the end could not write, it tells itself
+            found = []
         if found:
             say(f"Could not write {'; '.join(found)}. Training goes on without.")
             self._policy_errors.clear()

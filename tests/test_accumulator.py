@@ -105,3 +105,13 @@ def test_returns_that_are_too_large_to_learn_from_are_refused(reward: float) -> 
     assert play_three_steps(n=1) == 3
     with pytest.raises(ConfigError, match=r"rewards of 2 step\(s\) add up to 1\.14e\+06"):
         play_three_steps(n=2)
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+def test_a_return_that_is_no_number_is_refused() -> None:
+    accumulator = Accumulator(Spec(5, 2, GAMMA, 1))
+    accumulator.begin(stamped(1))
+    accumulator.append(0, 1e39, stamped(2), False, False, 0)  # infinite as a float32
+    with pytest.raises(ConfigError, match="add up to nan"):
+        for _ in range(2):
+            accumulator.append(0, -1e39, stamped(3), False, False, 0)

@@ -429,6 +429,21 @@ def test_lock_step_saves_when_its_terminal_closes(
     assert json.loads((tmp_path / "result.json").read_text())["reason"] == "Told to stop."
 
 
+def test_lock_step_that_is_done_is_not_interrupted_while_it_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from learner import learner
+
+    finish = learner.finish
+
+    def told_meanwhile(*arguments: Any) -> bool:
+        os.kill(os.getpid(), signal.SIGINT)
+        return finish(*arguments)
+
+    monkeypatch.setattr(learner, "finish", told_meanwhile)
+    assert lock_step(tmp_path, "--max-env-steps", "300") == 0
+
+
 @pytest.mark.parametrize(
     "writer", ["learner.checkpoint._write_file", "learner.records.replace_file"]
 )
@@ -440,7 +455,8 @@ def test_a_last_save_that_fails_is_told_and_ends_with_1(
 
     monkeypatch.setattr(writer, full)
     assert lock_step(tmp_path, "--max-env-steps", "300") == 1
-    assert "No space left on device" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "No space left on device" in said and "Training goes on" not in said
 
 
 def test_lock_step_with_a_game_that_cannot_be_saved_says_so_first(

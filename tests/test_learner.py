@@ -2,6 +2,7 @@
 policy, and what a crash leaves behind goes on.
 """
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -241,6 +242,29 @@ def test_without_an_average_a_checkpoint_plays_its_online_network(folder: Folder
     (checkpoint,) = list_checkpoints(folder.path / "checkpoints")
     played = load_policy(checkpoint / "model.safetensors").network
     assert np.array_equal(state_vector(played), state_vector(learner.trainer.online))
+
+
+def test_a_checkpoint_leaves_no_game_untold(folder: Folder) -> None:
+    learner = folder.learner(config(), chunks=1)
+    learner.records.game(EpisodeStats(3.0, 60), env_steps=16, updates=0)
+    learner.save_now()
+    with (folder.path / "metrics.csv").open(newline="") as file:  # as after a kill -9
+        assert [row["score"] for row in csv.DictReader(file)] == ["3"]
+
+
+def test_a_stop_that_comes_when_all_is_done_interrupts_nothing(folder: Folder) -> None:
+    settings = config(max_env_steps=480)
+    folder.learner(settings, chunks=30).save_now()
+    told: Any = SimpleNamespace(reason="")
+
+    def beat() -> None:  # in the last turn of the loop, and while the end is saved
+        told.reason = "Told to stop."
+
+    started = time.monotonic()
+    again = {"resume": True, "started": started, "stop": told, "beat": beat}
+    assert run_learner(settings, folder.path, **again) == 0  # type: ignore[arg-type]
+    result = json.loads((folder.path / "result.json").read_text())
+    assert result["reason"] == "Stopped at --max-env-steps 480."
 
 
 def test_the_learner_process_ends_in_order(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,16 +56,21 @@ def test_rows_have_every_column_and_points_every_finite_value(tmp_path: Path) ->
         points_of(tmp_path, "reward_100")
 
 
+@pytest.mark.parametrize(
+    "cut",
+    ["period,1.0,4", "period,1,150,7,0,,,1,5,5,0,0.1,", "period,1,150,7,0,,,1,5,5,0,0.1,1.2\r"],
+    ids=["columns missing", "the last one empty", "the line's end missing"],
+)
 def test_a_resumed_run_keeps_what_lies_before_its_checkpoint_and_nothing_after(
-    tmp_path: Path,
+    tmp_path: Path, cut: str
 ) -> None:
     metrics = Metrics(config(), tmp_path)
     for env_steps in (100, 200, 300):
         metrics.row("period", {"env_steps": env_steps})
         metrics.scalars({"speed": float(env_steps)}, env_steps)
     metrics.close()
-    with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("period,1.0,4")  # a row that a kill cut short
+    with (tmp_path / "metrics.csv").open("a", newline="") as file:
+        file.write(cut)  # of the last row, by a kill
     resumed = Metrics(config(), tmp_path, resume_env_steps=200)
     resumed.row("period", {"env_steps": 250})
     resumed.scalars({"speed": 250.0}, 250)

@@ -167,7 +167,12 @@ def test_a_replay_larger_than_memory_is_refused_with_a_size_that_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "beside"), [({"actors": 8}, 2.8), ({"cuda": True, "replay_device": "cuda"}, 1.0)]
+    ("settings", "beside"),
+    [
+        ({"actors": 8}, 2.9),
+        ({"actors": 1, "envs_per_actor": 1024}, 1.9),
+        ({"cuda": True, "replay_device": "cuda"}, 1.0),
+    ],
 )
 def test_a_replay_leaves_room_for_the_rest_of_the_run(
     settings: dict[str, Any], beside: float

@@ -443,6 +443,24 @@ def test_a_learner_told_to_end_before_it_has_begun_is_not_called_killed(tmp_path
     assert "the learner was" not in run.text
 
 
+def test_who_interrupts_a_learner_that_has_not_begun_need_not_do_it_twice(tmp_path: Path) -> None:
+    asking = 'os.kill(os.getppid(), signal.SIGINT); here("learner"); forever()'
+    run = Run(tmp_path, asking, PLAYS)
+    run.learner_slot = True  # and it never beats
+    assert run.go() == 130
+    assert run.text == "interrupted: the learner had not begun"
+
+
+def test_a_learner_that_was_done_when_it_was_told_to_end_is_not_called_interrupted(
+    tmp_path: Path,
+) -> None:
+    done = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+os.kill(os.getppid(), signal.SIGINT); here("learner"); forever()
+"""
+    assert Run(tmp_path, done, PLAYS).go() == 0
+
+
 def test_a_learner_that_does_not_save_in_time_is_killed(tmp_path: Path) -> None:
     run = Run(tmp_path, DEAF, 'wait_for("learner"); sys.exit(4)')
     assert run.go(grace_seconds=0.3) == 4

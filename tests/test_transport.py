@@ -676,6 +676,21 @@ def test_an_actor_that_is_heard_is_not_silent(pair: Pair) -> None:
     assert session.last_heard > before + 25
 
 
+def test_an_actor_whose_steps_take_long_is_heard_all_the_same(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, clock = pair.actor(), [time.monotonic()]
+    session = pair.learner._sessions.get(actor.session)
+    assert session
+    monkeypatch.setattr("common.dealer.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    for _ in range(2):
+        session.last_heard -= 30
+        before = session.last_heard
+        clock[0] += 6.0  # between two looks, as if it had been away
+        actor.poll()
+        eventually(lambda before=before: session.last_heard > before + 25)
+
+
 def test_a_learner_that_was_away_holds_no_silence_against_its_actors(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

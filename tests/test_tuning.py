@@ -17,7 +17,7 @@ from common.command_line import parse
 from common.errors import ConfigError
 from common.metrics import COLUMNS
 from tests.builders import config
-from tuning import gpu_bench, gpu_run, packages, probe, trials
+from tuning import branches, gpu_bench, gpu_run, packages, probe, trials
 from tuning.results import Game, Run, keep, runs_in, table, thinned
 from tuning.variants import ABLATION, Variant
 
@@ -183,6 +183,82 @@ def test_a_wrong_setting_ends_the_series_before_its_first_run(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="batch-size"):
         trials.run_missing(tmp_path, [Variant("pong"), Variant.parse("batch_size=0")], [1], 10.0)
     assert not list(tmp_path.iterdir())
+
+
+LAUNCHED = """
+import json, signal, sys
+from pathlib import Path
+
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+flag, value, *rest = sys.argv[1:]
+if flag == "--resume":
+    run_dir, begin = Path(value), 12
+    config = json.loads((run_dir / "config.json").read_text())
+    few = config["samples_per_insert_mastered"] == 0.25
+    scores = [20.0] * 100 if few else [20.0] * 60 + [14.0]
+else:
+    run_dir, begin = Path(rest[rest.index("--run-dir") + 1]), 0
+    scores = [-21.0, -21.0] + [20.0] * (9 if value == "3" else 10)
+    for file in (Path(__file__).parent / "template").iterdir():
+        (run_dir / file.name).write_text(file.read_text())
+with (run_dir / "metrics.csv").open("a") as file:
+    for i, score in enumerate(scores, start=begin + 1):
+        print("game", 2 * i, 1_000 * i, 10 * i, i, score, *[""] * 7, sep=",", file=file)
+if flag == "--seed" and value != "3":
+    signal.sigwait([signal.SIGINT])
+    sys.exit(130)
+"""
+
+
+def test_variants_go_on_from_one_state_in_turn_and_those_with_a_result_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "template", [])
+    (tmp_path / "launch.py").write_text(LAUNCHED)
+    monkeypatch.setattr(branches, "LAUNCH", tmp_path / "launch.py")
+    monkeypatch.setattr(branches, "LOOK_SECONDS", 0.02)
+    words = [str(tmp_path / "kept"), "--variant", "pong", "--variant"]
+    words += ["few:samples_per_insert_mastered=0.25", "--seeds", "1", "2", "3"]
+    assert branches.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:8] == [
+        *("until mastery, seed 1", "pong, seed 1", "few, seed 1"),
+        *("until mastery, seed 2", "few, seed 2", "pong, seed 2"),
+        *("until mastery, seed 3", "Left out: not mastered in 8 minutes"),
+    ]
+    assert lines[10:] == [
+        "| `few` | seed-1 | 200 | 100,000 | 100 | 0 | +20 |",
+        "| `few` | seed-2 | 200 | 100,000 | 100 | 0 | +20 |",
+        "| `pong` | seed-1 | > 122 | 61,000 | 61 | 1 | +14 |",
+        "| `pong` | seed-2 | > 122 | 61,000 | 61 | 1 | +14 |",
+        "",
+        "- `few`: 2 solved",
+        "- `pong`: 0 solved",
+    ]
+    assert branches.main(words[:-1]) == 0  # not again
+    assert capsys.readouterr().out.splitlines() == lines[8:]
+    assert not (tmp_path / "kept" / "unfinished").exists()
+
+
+def test_a_mean_of_branches_is_over_the_seeds_that_every_variant_solved() -> None:
+    def branch(variant: str, name: str, scores: list[float]) -> Run:
+        return dataclasses.replace(a_run([20.0] * 10 + scores, variant), name=name)
+
+    runs = [branch("mastered", name, []) for name in ("seed-1", "seed-2")]
+    runs += [branch("slow", name, [20.0] * 90) for name in ("seed-1", "seed-2")]
+    runs += [branch("poor", "seed-1", [5.0] * 90), branch("poor", "seed-2", [20.0] * 100)]
+    lines = branches.table(runs).splitlines()
+    assert lines[-2:] == [
+        "- `slow`: 2 solved; of the 1 that every variant solved a mean of 540.0 s",
+        "- `poor`: 1 solved; of the 1 that every variant solved a mean of 600.0 s",
+    ]
+
+
+def test_a_variant_of_branches_cannot_be_where_they_begin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert branches.main([str(tmp_path), "--variant", "mastered:n_step=3"]) == 2
+    assert "is where all go on from" in capsys.readouterr().err
 
 
 def test_the_probe_learns_the_rewards_of_random_play(monkeypatch: pytest.MonkeyPatch) -> None:

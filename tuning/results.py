@@ -96,18 +96,22 @@ def runs_in(folder: Path) -> list[Run]:
         run_dir, result = path.parent, json.loads(path.read_text())
         named = run_dir.parent != folder and run_dir != folder
         variant = run_dir.parent.name if named else result["preset"]
-        games = [
-            Game(
-                float(row["wall_seconds"]) / 60,
-                int(row["env_steps"]),
-                int(row["updates"]),
-                float(row["score"]),
-            )
-            for row in _rows(run_dir)
-            if row["kind"] == "game"
-        ]
-        runs.append(Run(variant, run_dir.name, games))
+        runs.append(Run(variant, run_dir.name, games_of(run_dir)))
     return sorted(runs, key=lambda run: (run.variant, run.name))
+
+
+def games_of(run_dir: Path) -> list[Game]:
+    """Those that a run, over or not, has told of so far."""
+    return [
+        Game(
+            float(row["wall_seconds"]) / 60,
+            int(row["env_steps"]),
+            int(row["updates"]),
+            float(row["score"]),
+        )
+        for row in _rows(run_dir)
+        if row["kind"] == "game"
+    ]
 
 
 def _rows(run_dir: Path) -> list[dict[str, str]]:
@@ -128,9 +132,7 @@ games were at 19.5, or to the last game."""
 
 def table(runs: Sequence[Run]) -> str:
     """A Markdown row per run that finished a game, each variant's median, what the columns are."""
-    lines = [_cells([*HEADS, *RATES]), "|" + "---|" * len(HEADS + RATES)]
-    lines += [_cells(_row(run)) for run in runs if run.games]
-    lines += ["", KEY, ""]
+    lines = [markdown(HEADS + RATES, (_row(run) for run in runs if run.games)), "", KEY, ""]
     for variant in dict.fromkeys(run.variant for run in runs):
         lines.append(f"- `{variant}`: {_solved([run for run in runs if run.variant == variant])}")
     return "\n".join(lines)
@@ -156,6 +158,10 @@ def _row(run: Run) -> list[str]:
 
 def _moment(game: Game | None) -> str:
     return f"{game.minutes:.1f} / {game.env_steps / 1000:,.0f}" if game else "-"
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join([_cells(heads), "|" + "---|" * len(heads), *map(_cells, rows)])
 
 
 def _cells(cells: Iterable[str]) -> str:

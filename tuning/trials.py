@@ -123,7 +123,11 @@ def logged(
             trouble = f"exit code {process.returncode}" if process.returncode else ""
         except subprocess.TimeoutExpired:
             trouble = f"still running after {seconds:.0f} s"
-    return "\n".join([trouble, *log.read_text().splitlines()[-LAST_LINES:]]) if trouble else ""
+    return last_lines(trouble, log) if trouble else ""
+
+
+def last_lines(trouble: str, log: Path) -> str:
+    return "\n".join([trouble, *log.read_text().splitlines()[-LAST_LINES:]])
 
 
 if __name__ == "__main__":

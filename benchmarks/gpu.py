@@ -55,6 +55,7 @@ TOP = 20_000.0  # env steps/s
 SETTLE_SECONDS = 3.0  # what actors may run ahead by at the start is used up
 WATCH_SECONDS = 240.0  # start-up included
 FEWEST_EVENTS = 30  # on the GPU, of an update, in a record that can be whole
+BUSIEST = 1.1  # of an update's time: that much a profiler may add to short kernels
 
 
 def require_gpu() -> None:
@@ -256,6 +257,11 @@ def idle(form: Form, peers: Peers) -> list[Row]:
         if told.events < FEWEST_EVENTS:
             raise NotMeasured(
                 f"PyTorch's profiler saw {told.events:g} events per update on the GPU"
+            )
+        if told.busy_seconds > BUSIEST * told.wall_seconds:
+            raise NotMeasured(
+                f"PyTorch's profiler saw the GPU work for {1000 * told.busy_seconds:.3g} ms in an "
+                f"update that takes {1000 * told.wall_seconds:.3g}"
             )
         wall.append(1000 * told.wall_seconds)
         still.append(1000 * max(0.0, told.wall_seconds - told.busy_seconds))

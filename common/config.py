@@ -268,6 +268,12 @@ OF_TRANSITIONS = (
 )
 """What decides what a chunk, or a checkpoint's replay and weights, mean."""
 
+OF_CHECKPOINTS = (
+    *OF_TRANSITIONS,
+    *("replay_transitions", "prioritized", "policy_average_updates"),
+)
+"""What cannot change within a run."""
+
 _RANGES: list[tuple[str, float, float]] = [
     ("actors", 0, 4096),
     ("envs_per_actor", 1, 1024),
@@ -296,7 +302,7 @@ _RANGES: list[tuple[str, float, float]] = [
     ("checkpoints_kept", 1, 1000),
 ]
 
-# 0 means something else. Of the tolerance less than 1 could be lost in rounding, of millions.
+# 0 means something else. Of the tolerance much less could be lost in rounding.
 _LEAST_IF_ANY = {
     "samples_per_insert_mastered": LEAST_SAMPLES_PER_INSERT,
     "samples_per_insert_tolerance": 1.0,

@@ -143,11 +143,17 @@ class Metrics:
             self.error = error
 
 
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv: the last line may be cut short, where a run was killed or
+    still goes on."""
+    lines, _, _ = path.read_bytes().rpartition(b"\n")
+    rows = csv.DictReader(io.StringIO(lines.decode(), newline=""))
+    return [row for row in rows if None not in row.values()]
+
+
 def _trim_csv(path: Path, env_steps: int) -> None:
     """Drop the rows that a resumed run will live through again."""
-    lines, _, _ = path.read_bytes().rpartition(b"\n")  # of a killed run the last may be cut short
-    reader = csv.DictReader(io.StringIO(lines.decode(), newline=""))
-    rows = [row for row in reader if int(row["env_steps"]) <= env_steps]
+    rows = [row for row in rows_of(path) if int(row["env_steps"]) <= env_steps]
     kept = io.StringIO(newline="")
     writer = csv.DictWriter(kept, COLUMNS, restval="")
     writer.writeheader()

@@ -230,7 +230,8 @@ class Supervisor:
                     child.kill()
 
     def _end(self, code: int, why: str) -> None:
-        """Ask everyone to leave; what happens later cannot change the code decided here."""
+        """Ask everyone to leave; what happens later cannot change the code decided here, but that
+        an interruption yields to what the learner ends with."""
         if self._ending is not None:
             return
         self._say(why)

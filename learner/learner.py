@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common.address import endpoint
-from common.config import OF_TRANSITIONS, SAMPLING, Config
+from common.config import OF_CHECKPOINTS, SAMPLING, Config
 from common.console import say
 from common.errors import INTERRUPTED, ConfigError, Mismatch
 from common.keys import load_learner_keys
@@ -212,9 +212,7 @@ class Learner:
 
     def _layout(self) -> dict[str, Any]:
         """What a checkpoint must have in common with the run that loads it."""
-        config = self.config
-        of_learning = ("replay_transitions", "prioritized", "policy_average_updates")
-        return {name: getattr(config, name) for name in (*OF_TRANSITIONS, *of_learning)}
+        return {name: getattr(self.config, name) for name in OF_CHECKPOINTS}
 
     def _check_layout(self, state: Any) -> None:
         for name, value in self._layout().items():

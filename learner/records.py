@@ -242,9 +242,8 @@ class Records:
             "records (metrics.csv, TensorBoard)": self.metrics.error,
             "policy": next(iter(self._policy_errors.values()), None),
         }
-        found = [f"the {what}: {error}" for what, error in problems.items() if error]
-        if self._ended is not None:  # what the end could not write, it tells itself
-            found = []
+        ended = self._ended is not None  # what the end could not write, it tells itself
+        found = [f"the {what}: {error}" for what, error in problems.items() if error and not ended]
         if found:
             say(f"Could not write {'; '.join(found)}. Training goes on without.")
             self._policy_errors.clear()

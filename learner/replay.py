@@ -271,14 +271,14 @@ def planned_bytes(config: Config) -> int:
 
 def bytes_beside(config: Config) -> int:
     """What the rest of the run needs where the replay lies, by estimate: on a GPU networks, batches
-    and libraries; else the learner itself and its actors, with their games, the frames of their
-    chunks in the making and those under way."""
+    and libraries; else the learner itself and its actors, with their games and the frames of the
+    chunks in the making."""
     if config.replay_device == "cuda":
         return 1 << 30
     chunk_bytes = Spec.of(config).max_frames * FRAME_BYTES
     games = config.envs_per_actor * (chunk_bytes + (1 << 20))
     processes = (512 + 300 * config.actor_count) << 20
-    return processes + max(config.actor_count, 1) * (games + config.window_chunks * chunk_bytes)
+    return processes + max(config.actor_count, 1) * games
 
 
 def check_fits(config: Config, available_bytes: int, where: str, *, resume: bool) -> None:

@@ -230,6 +230,15 @@ def test_a_profiler_that_saw_no_kernels_is_no_idle_gpu(
         gpu.idle(SHORT, NO_PEERS)
 
 
+def test_a_profiler_that_saw_more_work_than_there_was_time_is_not_believed(
+    a_gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "Run", Watching)
+    monkeypatch.setattr(watched, "read", lambda _: Told(0.002, 0.0025, 100.0))
+    with pytest.raises(NotMeasured, match=r"work for 2\.5 ms in an update that takes 2"):
+        gpu.idle(SHORT, NO_PEERS)
+
+
 @pytest.mark.parametrize(
     ("spans", "length"),
     [

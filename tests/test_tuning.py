@@ -18,7 +18,7 @@ from common.errors import ConfigError
 from common.metrics import COLUMNS
 from tests.builders import config
 from tuning import branches, gpu_bench, gpu_run, packages, probe, trials
-from tuning.results import Game, Run, keep, runs_in, table, thinned
+from tuning.results import Game, Run, games_of, keep, runs_in, table, thinned
 from tuning.variants import ABLATION, Variant
 
 
@@ -78,6 +78,13 @@ def test_thinning_keeps_every_score_and_one_period_row_a_minute(tmp_path: Path) 
     periods = [row for row in rows if row["kind"] == "period"]
     assert [float(row["wall_seconds"]) for row in periods] == [60.0, 120.0, 180.0, 240.0]
     assert all(row["loss"] == "0.5" for row in periods)
+
+
+def test_of_a_run_that_goes_on_only_whole_rows_are_read(tmp_path: Path) -> None:
+    write_run(tmp_path, [20.0, 21.0])
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("game,6,3000,30,3,-2")  # of -21
+    assert [game.score for game in games_of(tmp_path)] == [20.0, 21.0]
 
 
 def test_a_kept_run_tells_what_the_run_told_and_not_where_it_was(tmp_path: Path) -> None:
@@ -173,7 +180,7 @@ def test_runs_go_seed_by_seed_and_those_with_a_result_are_skipped(
     ]
     trials.run_missing(tmp_path, variants, [1, 2], minutes=10.0)
     assert len(ran) == 5 and "--n-step" in ran[4]
-    assert not (tmp_path / "unfinished").exists()
+    assert not (tmp_path / ".unfinished").exists()
     assert [(run.variant, run.name) for run in runs_in(tmp_path)] == [
         *(("n=1", "seed-1"), ("n=1", "seed-2"), ("pong", "seed-1"), ("pong", "seed-2")),
     ]
@@ -232,12 +239,12 @@ def test_variants_go_on_from_one_state_in_turn_and_those_with_a_result_are_skipp
         "| `pong` | seed-1 | > 122 | 61,000 | 61 | 1 | +14 |",
         "| `pong` | seed-2 | > 122 | 61,000 | 61 | 1 | +14 |",
         "",
-        "- `few`: 2 solved",
-        "- `pong`: 0 solved",
+        "- `few`: 2 of 2 solved",
+        "- `pong`: 0 of 2 solved",
     ]
     assert branches.main(words[:-1]) == 0  # not again
     assert capsys.readouterr().out.splitlines() == lines[8:]
-    assert not (tmp_path / "kept" / "unfinished").exists()
+    assert not (tmp_path / "kept" / ".unfinished").exists()
 
 
 def test_a_mean_of_branches_is_over_the_seeds_that_every_variant_solved() -> None:
@@ -249,16 +256,37 @@ def test_a_mean_of_branches_is_over_the_seeds_that_every_variant_solved() -> Non
     runs += [branch("poor", "seed-1", [5.0] * 90), branch("poor", "seed-2", [20.0] * 100)]
     lines = branches.table(runs).splitlines()
     assert lines[-2:] == [
-        "- `slow`: 2 solved; of the 1 that every variant solved a mean of 540.0 s",
-        "- `poor`: 1 solved; of the 1 that every variant solved a mean of 600.0 s",
+        "- `slow`: 2 of 2 solved; of the 1 that every variant solved a mean of 540.0 s",
+        "- `poor`: 1 of 2 solved; of the 1 that every variant solved a mean of 600.0 s",
     ]
 
 
-def test_a_variant_of_branches_cannot_be_where_they_begin(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("variant", "why"),
+    [
+        ("mastered:double=true", "is where all go on from"),
+        ("n=3", "n_step cannot change within a run"),
+        ("longer:policy_average_updates=2000", "policy_average_updates cannot change within"),
+    ],
+)
+def test_a_variant_that_cannot_go_on_from_a_state_is_refused_first(
+    variant: str, why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert branches.main([str(tmp_path), "--variant", "mastered:n_step=3"]) == 2
-    assert "is where all go on from" in capsys.readouterr().err
+    assert branches.main([str(tmp_path), "--variant", variant]) == 2
+    assert why in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_ends_by_itself_is_no_state_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "launch.py"
+    monkeypatch.setattr(branches, "LAUNCH", script)
+    for code, why in ((130, "not mastered"), (1, "exit code 1\nbroken")):
+        script.write_text(f"print('broken'); raise SystemExit({code})")
+        assert branches.main([str(tmp_path / "kept"), "--seeds", "1"]) == 0
+        assert f"Left out: {why}" in capsys.readouterr().out
+        assert not list((tmp_path / "kept").iterdir())
 
 
 def test_the_probe_learns_the_rewards_of_random_play(monkeypatch: pytest.MonkeyPatch) -> None:

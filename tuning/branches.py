@@ -6,11 +6,12 @@ few:samples_per_insert_mastered=0.2
 
 How long a run takes to mastery differs from seed to seed by more than most settings make of the
 hundred games after it. So the preset plays each seed once, until ten games are at the solved level,
-and is stopped there: FOLDER/mastered/seed-N, checkpoint included. Each variant then resumes a copy.
-As in any resumed run actors begin new games at that moment. What FOLDER holds is not run again.
+and is stopped there: FOLDER/mastered/seed-N, checkpoint included. Each variant then resumes a copy:
+its time includes that start, and actors begin new games at that moment. A variant cannot change
+what a checkpoint depends on (n_step, the network, the policy's average ...): those are for
+tuning.trials. What FOLDER holds is not run again.
 """
 
-import argparse
 import dataclasses
 import math
 import shutil
@@ -23,67 +24,53 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import command_line
-from common.config import Config
-from common.errors import INTERRUPTED, ConfigError, UserError
-from tuning.results import SOLVED, Run, games_of, keep, markdown, runs_in
-from tuning.trials import ENDING_SECONDS, LAUNCH, check, last_lines, logged, place
-from tuning.variants import ABLATION, Variant
+from common.config import OF_CHECKPOINTS, Config
+from common.errors import INTERRUPTED, ConfigError
+from tuning.results import SOLVED, Run, games_of, keep, markdown
+from tuning.trials import (
+    ENDING_SECONDS,
+    LAUNCH,
+    UNFINISHED,
+    check,
+    flag_parser,
+    last_lines,
+    logged,
+    place,
+    series,
+)
+from tuning.variants import Variant
 
 MASTERED = Variant("mastered")  # what the others go on from
+FIXED = frozenset({*OF_CHECKPOINTS, "preset", "seed", "run_dir", "actors"})
 LOOK_SECONDS = 0.5
 POOR_SCORE = 19.0  # a game below it
 
 
 def main(words: list[str]) -> int:
-    given = flag_parser().parse_args(words)
-    try:
-        if not given.table:
-            variants = [Variant.parse(text) for text in given.variant] or ABLATION[:1]
-            run_missing(given.folder, variants, given.seeds, given.minutes)
-    except UserError as error:
-        print(f"branches: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("Interrupted; the same command goes on with what is missing.", file=sys.stderr)
-        return INTERRUPTED
-    print(table(runs_in(given.folder)))
-    return 0
-
-
-def flag_parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="tuning.branches",
-        description=description,
-        epilog=rest,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, help="where runs are kept, 50 MB for each seed")
-    parser.add_argument("--table", action="store_true", help="only print the table of FOLDER")
-    variant = "name:setting=value,... (default: the preset pong as it is)"
-    parser.add_argument("--variant", action="append", default=[], help=variant)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102], help="(101 102)")
-    parser.add_argument(
-        "--minutes", type=float, default=8.0, help="limit to mastery, and after (8)"
-    )
-    return parser
+    return series(words, flag_parser("branches", __doc__ or "", minutes=8.0), run_missing, table)
 
 
 def run_missing(
     folder: Path, variants: Sequence[Variant], seeds: Sequence[int], minutes: float
 ) -> None:
-    """Raises ConfigError before the first run when a setting of any variant is wrong."""
-    if any(variant.name == MASTERED.name for variant in variants):
-        raise ConfigError(f"{MASTERED.name!r} is where all go on from: name the variant otherwise.")
-    check(list(variants))
-    run_dir = folder / "unfinished"
+    """minutes: to mastery at most, and after it.
+
+    Raises ConfigError before the first run when a variant cannot be.
+    """
+    check(variants)
+    for variant in variants:
+        if variant.name == MASTERED.name:
+            raise ConfigError(f"{variant.name!r} is where all go on from: name it otherwise.")
+        for name in FIXED & variant.settings.keys():
+            raise ConfigError(f"{name} cannot change within a run: use tuning.trials for it.")
+    run_dir = folder / UNFINISHED
     for turn, seed in enumerate(seeds):
         state = place(folder, MASTERED, seed)
         if not state.exists():
             print(f"until mastery, seed {seed}", flush=True)
             if trouble := until_mastered(run_dir, seed, minutes):
                 print(f"Left out: {trouble}", flush=True)
-                shutil.rmtree(run_dir)
+                shutil.rmtree(run_dir, ignore_errors=True)
                 continue
             state.parent.mkdir(exist_ok=True)
             run_dir.rename(state)
@@ -97,7 +84,7 @@ def run_missing(
                 print(f"It failed and will be tried again next time:\n{trouble}", flush=True)
             else:
                 keep(run_dir, kept)
-            shutil.rmtree(run_dir)
+            shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def until_mastered(run_dir: Path, seed: int, minutes: float) -> str:
@@ -106,23 +93,25 @@ def until_mastered(run_dir: Path, seed: int, minutes: float) -> str:
     run_dir.mkdir(parents=True)
     flags = ["--seed", str(seed), "--max-minutes", str(minutes), "--run-dir", str(run_dir)]
     flags += ["--checkpoint-period-seconds", "0", "--log-period-seconds", "1"]
-    log = run_dir / "console.log"
+    log, deadline = run_dir / "console.log", time.monotonic() + 60 * minutes + ENDING_SECONDS
     with log.open("w") as console:
         process = subprocess.Popen(
             [sys.executable, str(LAUNCH), *flags], stdout=console, stderr=subprocess.STDOUT
         )
         try:
-            while process.poll() is None:
+            while process.poll() is None and time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS)
                 if mastered(run_dir):
                     process.send_signal(signal.SIGINT)
                     break
             code = process.wait(ENDING_SECONDS)
+        except subprocess.TimeoutExpired:
+            return last_lines("it does not end", log)
         finally:
             process.kill()
-    if code == 0:
-        return f"not mastered in {minutes:g} minutes"
-    return "" if code == INTERRUPTED else last_lines(f"exit code {code}", log)
+    if code not in (0, INTERRUPTED):
+        return last_lines(f"exit code {code}", log)
+    return "" if mastered(run_dir) else f"not mastered in {minutes:g} minutes"
 
 
 def mastered(run_dir: Path) -> bool:
@@ -173,7 +162,7 @@ def table(runs: Sequence[Run]) -> str:
     lines = [markdown(HEADS, rows), ""]
     shared = set.intersection(*map(set, seconds.values())) if seconds else set()
     for variant, took_by in seconds.items():
-        line = f"- `{variant}`: {len(took_by)} solved"
+        line = f"- `{variant}`: {len(took_by)} of {len(states)} solved"
         if shared:
             mean = statistics.fmean(took_by[name] for name in shared)
             line += f"; of the {len(shared)} that every variant solved a mean of {mean:.1f} s"

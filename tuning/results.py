@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import Config
-from common.metrics import COLUMNS, PROGRESS_GAMES, SOLVED_GAMES
+from common.metrics import COLUMNS, PROGRESS_GAMES, SOLVED_GAMES, rows_of
 from common.run_folder import replace_file
 
 SOLVED = 19.5
@@ -115,8 +115,7 @@ def games_of(run_dir: Path) -> list[Game]:
 
 
 def _rows(run_dir: Path) -> list[dict[str, str]]:
-    with (run_dir / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return rows_of(run_dir / "metrics.csv")
 
 
 # -- the table ------------------------------------------------------------------------------------

@@ -12,40 +12,53 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common import command_line
-from common.errors import UserError
-from tuning.results import keep, runs_in, table
+from common.errors import INTERRUPTED, UserError
+from tuning.results import Run, keep, runs_in, table
 from tuning.variants import ABLATION, Variant
 
 LAUNCH = Path(__file__).parent.parent / "launch.py"
 ENDING_SECONDS = 120.0  # for the last checkpoint
 LAST_LINES = 15
+UNFINISHED = ".unfinished"  # the run that is going on; no variant can be named so
 
 
 def main(words: list[str]) -> int:
-    given = flag_parser().parse_args(words)
+    parser = flag_parser("trials", __doc__ or "", minutes=10.0)
+    parser.add_argument("--ablation", action="store_true", help="every variant of variants.py")
+    return series(words, parser, run_missing, table)
+
+
+def series(
+    words: list[str],
+    parser: argparse.ArgumentParser,
+    run: Callable[[Path, Sequence[Variant], Sequence[int], float], None],
+    shown: Callable[[Sequence[Run]], str],
+) -> int:
+    """A tool that runs what its folder lacks and shows what that holds. -> exit code."""
+    given = parser.parse_args(words)
     try:
         if not given.table:
             variants = [Variant.parse(text) for text in given.variant]
-            variants += ABLATION if given.ablation else []
-            run_missing(given.folder, variants or ABLATION[:1], given.seeds, given.minutes)
+            variants += ABLATION if "ablation" in given and given.ablation else []
+            run(given.folder, variants or ABLATION[:1], given.seeds, given.minutes)
     except UserError as error:
-        print(f"trials: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("Interrupted; the same command goes on with what is missing.", file=sys.stderr)
-        return 130
-    print(table(runs_in(given.folder)))
+        return INTERRUPTED
+    print(shown(runs_in(given.folder)))
     return 0
 
 
-def flag_parser() -> argparse.ArgumentParser:
-    description, _, rest = (__doc__ or "").partition("\n")
+def flag_parser(name: str, about: str, minutes: float) -> argparse.ArgumentParser:
+    description, _, rest = about.partition("\n")
     parser = argparse.ArgumentParser(
-        prog="tuning.trials",
+        prog=f"tuning.{name}",
         description=description,
         epilog=rest,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,20 +67,20 @@ def flag_parser() -> argparse.ArgumentParser:
     parser.add_argument("--table", action="store_true", help="only print the table of FOLDER")
     variant = "name:setting=value,... (default: the preset pong as it is)"
     parser.add_argument("--variant", action="append", default=[], help=variant)
-    parser.add_argument("--ablation", action="store_true", help="every variant of variants.py")
     parser.add_argument("--seeds", type=int, nargs="+", default=[101, 102], help="(101 102)")
-    parser.add_argument("--minutes", type=float, default=10.0, help="limit of each run (10)")
+    limit = f"limit of each run ({minutes:g})"
+    parser.add_argument("--minutes", type=float, default=minutes, help=limit)
     return parser
 
 
 def run_missing(
-    folder: Path, variants: list[Variant], seeds: Iterable[int], minutes: float
+    folder: Path, variants: Sequence[Variant], seeds: Sequence[int], minutes: float
 ) -> None:
     """Raises ConfigError before the first run when a setting of any variant is wrong."""
     check(variants)
     for variant, seed in missing(folder, variants, seeds):
         print(f"{variant.name}, seed {seed}", flush=True)
-        run_dir = folder / "unfinished"
+        run_dir = folder / UNFINISHED
         shutil.rmtree(run_dir, ignore_errors=True)
         flags = [*variant.flags(), "--seed", str(seed), "--max-minutes", str(minutes)]
         if trouble := train(flags, run_dir, 60 * minutes + ENDING_SECONDS):
@@ -77,14 +90,14 @@ def run_missing(
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def check(variants: list[Variant]) -> None:
+def check(variants: Sequence[Variant]) -> None:
     """Raises ConfigError when a setting of any variant is wrong."""
     for variant in variants:
         command_line.parse(variant.flags())
 
 
 def missing(
-    folder: Path, variants: list[Variant], seeds: Iterable[int]
+    folder: Path, variants: Sequence[Variant], seeds: Sequence[int]
 ) -> list[tuple[Variant, int]]:
     """What has no result yet; seed by seed, so that a drift of the machine hits all variants."""
     every = [(variant, seed) for seed in seeds for variant in variants]

@@ -50,16 +50,33 @@ class CapturedStep:
                 for tensor, value in zip(mutated, before, strict=True):
                     tensor.copy_(value)
 
-    def __call__(self, batch: TransitionBatch, learning_rate: float) -> Tensor:
-        """-> what the step returned, on the CPU: the only time that the host waits."""
+    def __call__(self, batch: TransitionBatch, learning_rate: float) -> Callable[[], Tensor]:
+        """Launches the step. -> what waits for it, and gives what it returned, on the CPU."""
         for name in batch.__slots__:
             getattr(self._batch, name).copy_(getattr(batch, name), non_blocking=True)
         self._learning_rate.fill_(learning_rate)
         self._launch()
-        return self._output.cpu()
+        return read_later(self._output)
 
     def _run(self) -> None:
         self._output = self._step(self._batch, self._learning_rate)
+
+
+def read_later(tensor: Tensor) -> Callable[[], Tensor]:
+    """Lets a copy to the host begin. -> what waits for it; the tensor may change meanwhile."""
+    on_a_gpu = tensor.device.type == "cuda"
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_a_gpu)
+    copy.copy_(tensor, non_blocking=True)
+    if not on_a_gpu:
+        return lambda: copy
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+
+    def wait() -> Tensor:
+        done.synchronize()
+        return copy
+
+    return wait
 
 
 def blank_batch(size: int, device: torch.device) -> TransitionBatch:

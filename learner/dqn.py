@@ -1,6 +1,7 @@
 """The DQN update: a pure loss, one gradient step, the target sync."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -78,23 +79,34 @@ class Trainer:
         self.average_policy(share=1.0)
 
     def update(self, batch: TransitionBatch) -> tuple[UpdateStats, Tensor]:
-        """One gradient step, and the target sync when it is due. -> stats, td_error [B].
+        """`begin`, waited for. -> stats, td_error [B]."""
+        return self.begin(batch)()
 
-        Raises NotFinite, and takes no step, when loss or gradient are not finite.
+    def begin(self, batch: TransitionBatch) -> Callable[[], tuple[UpdateStats, Tensor]]:
+        """One gradient step, and the target sync when it is due; a captured one is only launched.
+        -> what waits for it, and gives stats and td_error [B].
+
+        Raises NotFinite, here or there, when loss or gradient are not finite; no step was taken
+        then.
         """
+        number = self.updates + 1
         if self._captured:
             told = self._captured(batch, self.adam.learning_rate)
-            figures, td_error = told[:3], told[3:]
         else:
             figures, td_error = self._gradient(batch)
-        stats = UpdateStats(*figures.tolist())
-        self._check(stats)
-        if not self._captured:
+            stats = self._checked(figures, number)
             self.adam.step(max(1.0, stats.grad_norm / self._norm_limit))
-        self.updates += 1
-        if self.updates % self.config.target_sync_period_updates == 0:
+        self.updates = number
+        if number % self.config.target_sync_period_updates == 0:
             self.sync_target()
-        return stats, td_error
+        if not self._captured:
+            return lambda: (stats, td_error)
+
+        def outcome() -> tuple[UpdateStats, Tensor]:
+            figures_and_errors = told()
+            return self._checked(figures_and_errors[:3], number), figures_and_errors[3:]
+
+        return outcome
 
     def _gradient(self, batch: TransitionBatch) -> tuple[Tensor, Tensor]:
         """Of the loss, left with the parameters. -> loss, mean of q and gradient norm [3]; td_error
@@ -172,10 +184,13 @@ class Trainer:
             if not torch.isfinite(parameter).all():
                 raise NotFinite(f"{name} is not finite after update {self.updates}: {_ADVICE}.")
 
-    def _check(self, stats: UpdateStats) -> None:
+    @staticmethod
+    def _checked(figures: Tensor, update: int) -> UpdateStats:
+        stats = UpdateStats(*figures.tolist())
         for name, value in (("loss", stats.loss), ("gradient norm", stats.grad_norm)):
             if not abs(value) < float("inf"):
-                raise NotFinite(f"The {name} is {value} at update {self.updates + 1}: {_ADVICE}.")
+                raise NotFinite(f"The {name} is {value} at update {update}: {_ADVICE}.")
+        return stats
 
     def _networks(self) -> dict[str, nn.Module]:
         """By the name that they have in a checkpoint."""

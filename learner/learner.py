@@ -22,7 +22,7 @@ from common.router import LearnerEndpoint
 from common.schedules import learning_rate_of
 from common.timings import Timings
 from learner.checkpoint import Checkpointer, Snapshot, load_newest
-from learner.dqn import Trainer, with_prefix
+from learner.dqn import Trainer, UpdateStats, with_prefix
 from learner.limiter import Limiter
 from learner.prioritized import PrioritizedSampler
 from learner.records import Records
@@ -94,6 +94,8 @@ class Learner:
         # Transitions since the start of the run. Each env step makes one: those inserted are what
         # the records call env steps.
         self.inserted = self.sampled = 0
+        # Of the update that is not yet taken in: the transitions' ids, what waits for the rest.
+        self._begun: tuple[np.ndarray, Callable[[], tuple[UpdateStats, torch.Tensor]]] | None = None
         self.weights_version = 0
         self.checkpoints = Checkpointer(
             run_dir / "checkpoints", self.replay, config.checkpoints_kept
@@ -154,13 +156,30 @@ class Learner:
             batch, ids = self.replay.sample(self.config.batch_size)
             batch = batch.to(self.trainer.device)
         with self.timings.section("train"):
-            stats, td_error = self.trainer.update(batch)
-        self.replay.sampler.update(ids, td_error.cpu().numpy())
+            outcome = self.trainer.begin(batch)
+            self.take_in()
+            self._begun = ids, outcome
+            if not self.trainer.is_captured:
+                self.take_in()
         self.sampled += self.config.batch_size
-        self.records.updated(stats)
         if self.updates % self.config.publish_period_updates == 0:
             self.trainer.average_policy()
             self.weights_version += 1
+
+    def take_in(self) -> None:
+        """Of the update begun last: its errors become priorities, its figures records.
+
+        What a GPU was given is taken in once the next update is launched: so neither ever waits for
+        the other, and priorities are an update late.
+        """
+        if self._begun is None:
+            return
+        (ids, outcome), self._begun = self._begun, None
+        stats, td_error = outcome()
+        live = ids >= self.replay.first_id  # chunks may have taken the place of others since
+        if live.any():
+            self.replay.sampler.update(ids[live], td_error.cpu().numpy()[live])
+        self.records.updated(stats)
 
     def weights(self) -> Weights:
         """The newest version for the actors. Raises NotFinite rather than publish NaN."""
@@ -186,6 +205,7 @@ class Learner:
             self.checkpoints.save_now(self._snapshot(), beat)
 
     def _snapshot(self) -> Snapshot:
+        self.take_in()
         self.trainer.check_weights()
         self.records.metrics.flush()  # so that what it counts is told there too
         state = {

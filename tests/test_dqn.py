@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from learner.adam import Adam
-from learner.captured import WARM_UP_CALLS, CapturedStep, Launch, as_cuda_graph
+from learner.captured import WARM_UP_CALLS, Launch, as_cuda_graph
 from learner.dqn import NotFinite, Trainer, td_loss
 from learner.replay import TransitionBatch
 from tests.builders import config
+from tests.gpu import as_on_a_gpu
 
 
 class Table(nn.Module):
@@ -88,14 +89,6 @@ def random_batch(size: int = 8) -> TransitionBatch:
         discount=torch.full((size,), 0.97),
         next_obs=torch.randint(0, 256, (size, 4, 84, 84), generator=rng, dtype=torch.uint8),
         weight=torch.ones(size),
-    )
-
-
-def as_on_a_gpu(trainer: Trainer, capture: Callable[[Launch], Launch] = lambda step: step) -> None:
-    """Its updates go through the step that a GPU captures."""
-    mutated = [*trainer.online.parameters(), *trainer.adam.state_dict().values()]
-    trainer._captured = CapturedStep(
-        trainer._step_on_device, mutated, trainer.config.batch_size, trainer.device, capture
     )
 
 

@@ -27,6 +27,7 @@ from learner.dqn import NotFinite
 from learner.learner import Learner, learn, make_sampler, run_learner
 from learner.prioritized import PrioritizedSampler
 from tests.builders import chunk_of, config
+from tests.gpu import as_on_a_gpu
 
 
 class Folder:
@@ -68,7 +69,7 @@ def test_td_errors_become_the_priorities_of_what_was_drawn_and_of_nothing_else(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learner = folder.learner(config(prioritized=True, replay_transitions=512), chunks=20)
-    sample, train = learner.replay.sample, learner.trainer.update
+    sample, train = learner.replay.sample, learner.trainer.begin
     drawn: list[np.ndarray] = []
     told: list[np.ndarray] = []
 
@@ -78,18 +79,77 @@ def test_td_errors_become_the_priorities_of_what_was_drawn_and_of_nothing_else(
         return batch, ids
 
     def trained(batch: Any) -> Any:
-        stats, td_error = train(batch)
-        told.append(td_error.numpy())
-        return stats, td_error
+        outcome = train(batch)
+        told.append(outcome()[1].numpy())
+        return outcome
 
     monkeypatch.setattr(learner.replay, "sample", sampled)
-    monkeypatch.setattr(learner.trainer, "update", trained)
+    monkeypatch.setattr(learner.trainer, "begin", trained)
     learner.update()
     sampler = learner.replay.sampler
     assert isinstance(sampler, PrioritizedSampler)
     expected = np.ones(20 * 16)
     expected[drawn[0]] = (np.abs(told[0]) + sampler.EPSILON) ** sampler.alpha
     assert np.allclose(sampler.tree.get(np.arange(20 * 16)), expected)
+
+
+def test_what_a_gpu_was_given_is_taken_in_when_it_has_the_next(folder: Folder) -> None:
+    settings = config(prioritized=True, replay_transitions=512)
+    learner = folder.learner(settings, chunks=20)
+    as_on_a_gpu(learner.trainer)
+    begin, drawn, told = learner.trainer.begin, [], []
+
+    def begun(batch: Any) -> Any:
+        outcome = begin(batch)
+
+        def later() -> Any:
+            told.append(outcome())
+            return told[-1]
+
+        return later
+
+    sample = learner.replay.sample
+
+    def sampled(size: int) -> Any:
+        batch, ids = sample(size)
+        drawn.append(ids)
+        return batch, ids
+
+    learner.trainer.begin, learner.replay.sample = begun, sampled  # type: ignore[method-assign]
+    sampler = learner.replay.sampler
+    assert isinstance(sampler, PrioritizedSampler)
+
+    learner.update()
+    ids = np.arange(20 * 16)
+    assert (learner.updates, len(told)) == (1, 0) and (sampler.tree.get(ids) == 1.0).all()
+    learner.update()
+    assert (learner.updates, len(told)) == (2, 1)
+    assert set(np.flatnonzero(sampler.tree.get(ids) != 1.0)) == set(drawn[0])
+    fill(learner, 22)  # in the place of some that the second was given
+    first = learner.replay.first_id
+    ids = np.arange(first, learner.replay.end_id)
+    assert min(drawn[1]) < first < max(drawn[1])
+    before = sampler.tree.get(ids % 512)
+    learner.save_now()  # nothing is only begun in a checkpoint
+    assert len(told) == 2
+    changed = first + np.flatnonzero(sampler.tree.get(ids % 512) != before)
+    assert set(changed) == {number for number in drawn[1] if number >= first}
+    learner.update()
+    fill(learner, 40)  # in the place of all
+    before = sampler.tree.leaves.copy()
+    learner.take_in()
+    assert len(told) == 3 and np.array_equal(sampler.tree.leaves, before)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_an_update_later_on_a_gpu(folder: Folder) -> None:
+    learner = folder.learner(config(), chunks=20)
+    as_on_a_gpu(learner.trainer)
+    weights = state_vector(learner.trainer.online)
+    learner.replay.transitions["n_step_return"] = np.nan
+    learner.update()
+    with pytest.raises(NotFinite, match="loss is nan at update 1:"):
+        learner.update()
+    assert np.array_equal(state_vector(learner.trainer.online), weights)
 
 
 def test_what_is_published_kept_and_saved_is_the_averaged_policy(folder: Folder) -> None:

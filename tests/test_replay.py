@@ -13,7 +13,13 @@ from common.config import STACK
 from common.errors import ConfigError
 from common.messages import Chunk, Spec
 from learner.learner import learner_device
-from learner.replay import Replay, UniformSampler, check_fits, planned_bytes
+from learner.replay import (
+    Replay,
+    UniformSampler,
+    check_fits,
+    in_one_transfer,
+    planned_bytes,
+)
 from tests.builders import chunk_of, config, stamp_of
 
 
@@ -110,6 +116,14 @@ def test_a_batch_carries_the_weights_of_its_sampler() -> None:
         replay.add(chunk_of(spec, 16, 16 * i))
     batch, ids = replay.sample(8)
     assert np.array_equal(batch.weight.numpy(), np.float32(1) / (1 + ids.astype(np.float32)))
+
+
+def test_what_goes_in_one_transfer_arrives_as_it_was() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 2**40, (6, 4)), rng.integers(0, 9, 3), rng.random(3, np.float32)]
+    for tensor, array in zip(in_one_transfer(arrays, torch.device("cpu")), arrays, strict=True):
+        assert tensor.dtype == torch.from_numpy(array).dtype
+        assert np.array_equal(tensor.numpy(), array)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -83,7 +83,11 @@ def watch_learner() -> None:
             now = time.perf_counter()
             if not self.sufficed:
                 self.lacking_seconds += now - self.asked
-            self.asked, self.sufficed = now, super().may_sample()
+            self.sufficed = super().may_sample()
+            if not self.sufficed:
+                torch.cuda.synchronize()  # an update that still runs there is no lack of data
+                now = time.perf_counter()
+            self.asked = now
             return self.sufficed
 
         def clock(self) -> float:

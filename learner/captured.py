@@ -63,14 +63,15 @@ class CapturedStep:
 
 
 def read_later(tensor: Tensor) -> Callable[[], Tensor]:
-    """Lets a copy to the host begin. -> what waits for it; the tensor may change meanwhile."""
+    """Lets a copy to the host begin. -> what waits for it; what is launched later may change the
+    tensor meanwhile."""
     on_a_gpu = tensor.device.type == "cuda"
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_a_gpu)
     copy.copy_(tensor, non_blocking=True)
     if not on_a_gpu:
         return lambda: copy
     done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    done.record()
+    done.record(torch.cuda.current_stream(tensor.device))
 
     def wait() -> Tensor:
         done.synchronize()

@@ -86,8 +86,8 @@ class Trainer:
         """One gradient step, and the target sync when it is due; a captured one is only launched.
         -> what waits for it, and gives stats and td_error [B].
 
-        Raises NotFinite, here or there, when loss or gradient are not finite; no step was taken
-        then.
+        Raises NotFinite, here or there, when loss or gradient are not finite: this update has moved
+        nothing then (where it is raised there, it is counted all the same).
         """
         number = self.updates + 1
         if self._captured:

@@ -159,7 +159,7 @@ class Learner:
             outcome = self.trainer.begin(batch)
             self.take_in()
             self._begun = ids, outcome
-            if not self.trainer.is_captured:
+            if self._player or not self.trainer.is_captured:
                 self.take_in()
         self.sampled += self.config.batch_size
         if self.updates % self.config.publish_period_updates == 0:
@@ -169,8 +169,8 @@ class Learner:
     def take_in(self) -> None:
         """Of the update begun last: its errors become priorities, its figures records.
 
-        What a GPU was given is taken in once the next update is launched: so neither ever waits for
-        the other, and priorities are an update late.
+        What a GPU was given is taken in once the next update is launched, but in lock-step: so the
+        host prepares one while the GPU computes another, and priorities are an update late.
         """
         if self._begun is None:
             return

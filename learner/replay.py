@@ -168,8 +168,9 @@ class Replay:
         if self.device.type == "cpu":
             self.frames.numpy()[place] = chunk.frames
         else:
-            frames = torch.tensor(chunk.frames)  # a copy: what arrived is read-only
-            self.frames[place].copy_(frames.pin_memory(), non_blocking=True)
+            pinned = torch.empty(chunk.frames.shape, dtype=torch.uint8, pin_memory=True)
+            pinned.numpy()[:] = chunk.frames
+            self.frames[place].copy_(pinned, non_blocking=True)
         at = np.arange(stored.first_id, stored.end_id) % self.capacity
         self.frame_start[at] = stored.frame_start + np.arange(len(chunk))
         self.transitions[at] = chunk.transitions

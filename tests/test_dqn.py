@@ -4,19 +4,21 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from common.messages import Spec
 from learner.adam import Adam
 from learner.captured import WARM_UP_CALLS, Launch, as_cuda_graph
 from learner.dqn import NotFinite, Trainer, td_loss
-from learner.replay import TransitionBatch
-from tests.builders import config
+from learner.replay import Replay, TransitionBatch, UniformSampler
+from tests.builders import chunk_of, config
 from tests.gpu import as_on_a_gpu
 
 
@@ -239,9 +241,21 @@ def test_on_a_gpu_the_captured_updates_are_the_eager_ones() -> None:
     eager.load_tensors(in_one.tensors())
     assert in_one._captured
     eager._captured = None
-    for _ in range(5):
-        stats = [trainer.update(random_batch().to(gpu))[0] for trainer in (in_one, eager)]
-        assert stats[0].loss == pytest.approx(stats[1].loss, rel=1e-3)
+    replay = Replay(settings, UniformSampler(np.random.default_rng(0)))
+    for i in range(5):
+        replay.add(chunk_of(Spec.of(settings), 16, 16 * i))
+    begun: list[Callable[[], Any]] = []
+    eager_ones = []
+    for _ in range(5):  # launched one after the other, each read only when the next is under way
+        batch = replay.sample(8)[0].to(gpu)
+        assert batch.next_obs.is_contiguous(memory_format=torch.channels_last)
+        begun.append(in_one.begin(batch))
+        eager_ones.append(eager.update(batch))
+        if len(begun) > 1:
+            stats, td_error = begun[-2]()
+            expected, errors = eager_ones[-2]
+            assert stats.loss == pytest.approx(expected.loss, rel=1e-3)
+            assert torch.allclose(td_error, errors.cpu(), rtol=1e-3, atol=1e-3)
     for name, tensor in in_one.tensors().items():
         assert torch.allclose(tensor, eager.tensors()[name], atol=1e-4), name
 

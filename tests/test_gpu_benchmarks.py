@@ -256,10 +256,12 @@ def test_what_runs_side_by_side_counts_once(
 
 
 class StandIn:
-    """A learner whose updates take 1 s, and 4 s under a profiler; every fifth has to wait 10 s."""
+    """A learner that launches an update in 0.25 s; on the GPU it takes 1 s, and 4 s under a
+    profiler, and is waited for when the next is launched. Every fifth has to wait 10 s."""
 
     at: Clock
     traced = False
+    done = 0.0  # when the GPU will be
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir, self.updates, self.turns = run_dir, 0, 0
@@ -270,7 +272,14 @@ class StandIn:
 
     def update(self) -> None:
         self.updates += 1
-        self.at.now += 4.0 if StandIn.traced else 1.0
+        self.at.now += 0.25
+        before = StandIn.done
+        StandIn.done = max(self.at.now, before) + (4.0 if StandIn.traced else 1.0)
+        self.at.now = max(self.at.now, before)
+
+    @classmethod
+    def synchronize(cls) -> None:
+        cls.at.now = max(cls.at.now, cls.done)
 
 
 class FakeTrace:
@@ -286,10 +295,11 @@ def test_a_watched_learner_tells_time_without_waiting_for_data_or_for_the_profil
 ) -> None:
     clock = StandIn.at = Clock()
     monkeypatch.setattr(StandIn, "traced", False)
+    monkeypatch.setattr(StandIn, "done", 0.0)
     monkeypatch.setattr(learner, "Learner", StandIn)
     monkeypatch.setattr(watched, "Trace", FakeTrace)
     monkeypatch.setattr(watched.time, "perf_counter", clock)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", StandIn.synchronize)
     for name, count in (("WARM_UP", 7), ("TIMED", 20), ("TRACED", 5)):
         monkeypatch.setattr(watched, f"{name}_UPDATES", count)
     watched.watch_learner()
@@ -300,4 +310,5 @@ def test_a_watched_learner_tells_time_without_waiting_for_data_or_for_the_profil
             watched_one.update()
         else:
             clock.now += 10.0
-    assert watched.read(tmp_path) == Told(wall_seconds=1.0, busy_seconds=0.75, events=40.0)
+    # 20 s, and a launch that the GPU waited for at the beginning and after each of five waits.
+    assert watched.read(tmp_path) == Told(1.0 + 6 * 0.25 / 20, busy_seconds=0.75, events=40.0)

@@ -39,7 +39,7 @@ def parse(words: list[str]) -> Order:
         config = make_config(given.pop("preset", "pong"), **given)
     else:
         config = _resumed(Path(resume), given)
-    _check_heard(given, config)
+    _check_somebody_listens(given, config)
     check_bind(config.bind, config.keys)
     return Order(config.resolved(), Path(resume).resolve() if resume is not None else None)
 
@@ -58,7 +58,8 @@ def _resumed(run_dir: Path, given: dict[str, Any]) -> Config:
     return dataclasses.replace(config, **given)
 
 
-def _check_heard(given: dict[str, Any], config: Config) -> None:
+def _check_somebody_listens(given: dict[str, Any], config: Config) -> None:
+    """Where an address or keys are given; those of a run that is resumed may be left unused."""
     for name in ("bind", "keys"):
         if given.get(name) and not config.actor_count:
             raise ConfigError(

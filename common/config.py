@@ -272,7 +272,7 @@ OF_CHECKPOINTS = (
     *OF_TRANSITIONS,
     *("replay_transitions", "prioritized", "policy_average_updates"),
 )
-"""What cannot change within a run."""
+"""What a checkpoint must have in common with the run that goes on from it."""
 
 _RANGES: list[tuple[str, float, float]] = [
     ("actors", 0, 4096),

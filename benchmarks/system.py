@@ -35,6 +35,7 @@ from common.machine import cores
 
 Answer = TypeVar("Answer")
 START_SECONDS = 120.0  # on a busy machine
+SETTLE_SECONDS = 4.0  # what the actors may run ahead by is used up
 SMALL_REPLAY = ("--replay-transitions", "20000", "--learning-starts-transitions", "1000")
 MOSTLY_GREEDY = ("--epsilon-start", "0.05", "--epsilon-final", "0.05")
 
@@ -99,18 +100,19 @@ class Run:
 # -- row 9 ----------------------------------------------------------------------------------------
 
 
-def ours(*flags: str, settle_seconds: float = 0.0) -> Side:
-    """Env steps/s and updates/s of a run that is learning; each call is a run of its own.
+def ours(*flags: str) -> Side:
+    """Env steps/s and updates/s of a run that is learning and has settled; each call is a run of
+    its own.
 
-    flags: on top of those that all runs have. settle_seconds: after so many it counts.
+    flags: on top of those that all runs have.
     """
 
     def measure(seconds: float) -> dict[str, float]:
         with Run(*SMALL_REPLAY, *MOSTLY_GREEDY, *flags) as run:
             run.until(lambda: [row for row in run.periods() if row["updates"] > 20])
-            time.sleep(settle_seconds + seconds + 1)
+            time.sleep(SETTLE_SECONDS + seconds + 1)
             learning = [row for row in run.periods() if row["updates"] > 20]
-        settled = learning[0]["wall_seconds"] + settle_seconds
+        settled = learning[0]["wall_seconds"] + SETTLE_SECONDS
         first = next(row for row in learning if row["wall_seconds"] >= settled)
         last = learning[-1]
         elapsed = last["wall_seconds"] - first["wall_seconds"]

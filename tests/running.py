@@ -31,7 +31,11 @@ def launch(*words: str, cwd: Path | None = None, **options: Any) -> subprocess.P
 
 def run(*words: str, cwd: Path | None = None, timeout: float = 120) -> tuple[int, str]:
     with launch(*words, cwd=cwd) as process:
-        output, _ = process.communicate(timeout=timeout)
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()  # or leaving the block would wait for it; its children follow
+            raise
         return process.returncode, output
 
 

@@ -4,21 +4,19 @@ import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from common.messages import Spec
 from learner.adam import Adam
 from learner.captured import WARM_UP_CALLS, Launch, as_cuda_graph
 from learner.dqn import NotFinite, Trainer, td_loss
-from learner.replay import Replay, TransitionBatch, UniformSampler
-from tests.builders import chunk_of, config
+from learner.replay import TransitionBatch
+from tests.builders import config
 from tests.gpu import as_on_a_gpu
 
 
@@ -231,33 +229,6 @@ def test_a_device_that_cannot_capture_is_told_by_its_first_word(
     assert trainer._capture() is None and not trainer.is_captured
     said = capsys.readouterr().out
     assert "kernel by kernel" in said and "an operation that cannot be captured" in said
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_the_captured_updates_are_the_eager_ones() -> None:
-    gpu = torch.device("cuda", torch.cuda.current_device())
-    settings = config(cuda=True, batch_size=8, precision="float32")
-    in_one, eager = (Trainer(settings, gpu) for _ in range(2))
-    eager.load_tensors(in_one.tensors())
-    assert in_one._captured
-    eager._captured = None
-    replay = Replay(settings, UniformSampler(np.random.default_rng(0)))
-    for i in range(5):
-        replay.add(chunk_of(Spec.of(settings), 16, 16 * i))
-    begun: list[Callable[[], Any]] = []
-    eager_ones = []
-    for _ in range(5):  # launched one after the other, each read only when the next is under way
-        batch = replay.sample(8)[0].to(gpu)
-        assert batch.next_obs.is_contiguous(memory_format=torch.channels_last)
-        begun.append(in_one.begin(batch))
-        eager_ones.append(eager.update(batch))
-        if len(begun) > 1:
-            stats, td_error = begun[-2]()
-            expected, errors = eager_ones[-2]
-            assert stats.loss == pytest.approx(expected.loss, rel=1e-3)
-            assert torch.allclose(td_error, errors.cpu(), rtol=1e-3, atol=1e-3)
-    for name, tensor in in_one.tensors().items():
-        assert torch.allclose(tensor, eager.tensors()[name], atol=1e-4), name
 
 
 def test_a_graph_is_captured_after_a_warm_up_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def test_the_computation_runs_in_both_layouts_on_a_batch_of_noise(
     monkeypatch.setattr(gpu, "BURST", 1)
     sides = gpu.bare_sides([(2, "nips")], device="cpu")
     assert list(sides) == ["eager NHWC, nips, batch 2", "eager NCHW, nips, batch 2"]
-    assert all(side(0.001) > 0 for side in sides.values())
+    assert all(side(0.1) > 0 for side in sides.values())
 
 
 def test_learners_with_the_settings_of_their_case_are_measured(
@@ -153,8 +153,10 @@ def test_updates_count_once_the_gpu_has_done_them(monkeypatch: pytest.MonkeyPatc
     events: list[str] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: events.append("wait"))
     monkeypatch.setattr(gpu, "BURST", 3)
-    assert gpu.in_bursts(lambda: events.append("update"), "cuda")(1e-6) > 0
-    assert events == ["update", "update", "update", "wait"] * (len(events) // 4)
+    monkeypatch.setattr(gpu, "steadily", lambda burst: burst)
+    burst: Any = gpu.in_bursts(lambda: events.append("update"), "cuda")
+    assert burst() == 3
+    assert events == ["update", "update", "update", "wait"]
 
 
 # -- row 15 ---------------------------------------------------------------------------------------
@@ -163,7 +165,7 @@ def test_updates_count_once_the_gpu_has_done_them(monkeypatch: pytest.MonkeyPatc
 def test_actors_meet_as_many_times_one_and_the_most_of_them_the_absolute_goal(
     a_gpu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(*flags: str, settle_seconds: float) -> Callable[[float], dict[str, float]]:
+    def run(*flags: str) -> Callable[[float], dict[str, float]]:
         actors = int(flags[flags.index("--actors") + 1])
         each = {1: 1_500.0, 4: 1_500.0, 8: 1_450.0, 12: 1_200.0}[actors]
         return lambda _: {"env steps/s": actors * each, "updates/s": 1.0}

@@ -23,9 +23,7 @@ from learner.replay import (
 from tests.builders import chunk_of, config, stamp_of
 
 
-def make_replay(
-    capacity: int = 64, chunk: int = 16, n_step: int = 3, device: str = "cpu"
-) -> tuple[Replay, Spec]:
+def make_replay(capacity: int = 64, chunk: int = 16, n_step: int = 3) -> tuple[Replay, Spec]:
     small = config(
         replay_transitions=capacity,
         learning_starts_transitions=40,
@@ -33,7 +31,7 @@ def make_replay(
         n_step=n_step,
         batch_size=4,
     )
-    return Replay(small, UniformSampler(np.random.default_rng(0)), device), Spec.of(small)
+    return Replay(small, UniformSampler(np.random.default_rng(0))), Spec.of(small)
 
 
 def check_against(replay: Replay, model: list[tuple[int, Chunk]]) -> None:
@@ -124,18 +122,6 @@ def test_what_goes_in_one_transfer_arrives_as_it_was() -> None:
     for tensor, array in zip(in_one_transfer(arrays, torch.device("cpu")), arrays, strict=True):
         assert tensor.dtype == torch.from_numpy(array).dtype
         assert np.array_equal(tensor.numpy(), array)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_replay_on_the_gpu_draws_the_same_batches() -> None:
-    (here, spec), (there, _) = make_replay(), make_replay(device="cuda")
-    for i in range(9):
-        for replay in (here, there):
-            replay.add(chunk_of(spec, 16, 16 * i))
-    (one, ids), (other, other_ids) = here.sample(32), there.sample(32)
-    assert (ids == other_ids).all()
-    for name in one.__slots__:
-        assert torch.equal(getattr(one, name), getattr(other, name).cpu()), name
 
 
 def test_uniform_sampling_reaches_every_live_transition_equally() -> None:

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import os
+import re
+import shutil
 import subprocess
 import tarfile
 import time
@@ -429,21 +431,42 @@ def test_a_session_there_can_test_first_and_tells_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = tmp_path / "test_one.py"
-    failing.write_text("def test_on_the_gpu(): assert not 'captured'\n\ndef test_other(): pass\n")
-    monkeypatch.setattr(gpu_run, "GPU_TESTS", [str(failing)])
+    failing.write_text("def test_one(): assert not 'captured'\n\ndef test_other(): pass\n")
+    monkeypatch.setattr(gpu_run, "GPU_TESTS", failing)
     later = time.monotonic() + 60.0
     session = gpu_run.Session(tmp_path / "out", tmp_path, dict(os.environ), later)
     session.test()
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "1 failed, 1 deselected" in report
+    assert "1 failed, 1 passed" in report
     assert "Trouble with the tests:\n```\nexit code 1" in report and "'captured'" in report
 
 
-def test_the_tests_that_need_a_gpu_are_found_by_its_name() -> None:
-    """What `-k gpu` chooses must be all that is skipped here for the lack of one."""
-    for path in map(Path, gpu_run.GPU_TESTS):
-        skipped = path.read_text().split('reason="needs a GPU")\ndef ')[1:]
-        assert skipped and all("gpu" in rest.partition("(")[0] for rest in skipped)
+def test_a_call_unpacks_tests_and_prints_its_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With nothing in the archive: what a run needs is here already."""
+    with tarfile.open(tmp_path / "packages.tar.xz", "w:xz"):
+        pass
+    monkeypatch.setattr(gpu_run, "GPU_TESTS", tmp_path / "test_one.py")
+    out = tmp_path / "out"
+    words = ["test", str(out), "--packages", str(tmp_path / "packages.tar.xz"), "--minutes", "2"]
+    for verdict, code in (("True", 0), ("False", 1)):
+        gpu_run.GPU_TESTS.write_text(f"def test_one(): assert {verdict}\n")
+        assert gpu_run.main([*words, "--cpu"]) == code
+        assert (out / "report.md").read_text() in capsys.readouterr().out
+        shutil.rmtree(out)
+    (tmp_path / "packages.tar.xz").write_bytes(b"")
+    assert gpu_run.main([*words, "--cpu"]) == 1
+    assert "is not what `pack` makes" in capsys.readouterr().err
+
+
+def test_what_needs_a_gpu_is_tested_where_the_session_looks() -> None:
+    needing = [
+        path
+        for path in gpu_run.GPU_TESTS.parent.rglob("*.py")
+        if re.search(r"skipif\(.*cuda", path.read_text())
+    ]
+    assert needing == [gpu_run.GPU_TESTS]
 
 
 def test_all_verbs_take_the_flags_of_the_machine_and_their_own() -> None:

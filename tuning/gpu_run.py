@@ -68,7 +68,8 @@ GPU = Variant(
         "checkpoint_period_seconds": "0",
     },
 )
-GPU_TESTS = [str(LAUNCH.parent / "tests" / f"test_{what}.py") for what in ("dqn", "replay")]
+GPU_TESTS = LAUNCH.parent / "tests" / "test_on_a_gpu.py"
+REPORT = "report.md"
 CPU = Variant("cpu", {"actors": "1", "checkpoint_period_seconds": "0"})
 EVALUATION_SECONDS, EVALUATION_SEED = 90.0, 777
 ENDING_SECONDS = 45.0  # for the last checkpoint of a run
@@ -105,6 +106,7 @@ def main(words: list[str]) -> int:
                 session.bench(given.rows)
             else:
                 session.run([(v, seed) for seed in given.seeds for v in variants], given.games)
+            print((given.out / REPORT).read_text(), end="")
     except UserError as error:
         print(f"gpu_run: {error}", file=sys.stderr)
         return error.exit_code
@@ -172,9 +174,12 @@ class Session:
     def test(self) -> None:
         """What must hold before anything else is worth its time."""
         # The suite makes errors of warnings, and knows those of other versions than are there.
-        command = [sys.executable, "-m", "pytest", "-q", "-W", "default", "-k", "gpu", *GPU_TESTS]
+        command = [sys.executable, "-m", "pytest", "-q", "-W", "default", str(GPU_TESTS)]
+        # Nor does it know the plugins that are installed there.
+        command += ["-p", "pytest_timeout"]
+        environment = self.environment | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         log = self.out / "pytest.log"
-        trouble = logged(command, log, self.left, self.environment)
+        trouble = logged(command, log, self.left, environment)
         if trouble:
             self.troubles["the tests"] = trouble
         said = log.read_text().strip().splitlines()
@@ -274,7 +279,7 @@ class Session:
     def write(self, parts: list[str]) -> None:
         """The report, and below it what went wrong."""
         troubles = [f"Trouble with {what}:\n```\n{why}\n```" for what, why in self.troubles.items()]
-        (self.out / "report.md").write_text("\n\n".join([*parts, *troubles]) + "\n")
+        (self.out / REPORT).write_text("\n\n".join([*parts, *troubles]) + "\n")
 
     def speeds(self) -> list[str]:
         """A line per result."""

@@ -8,7 +8,6 @@ from benchmarks.scaling.costs import EPSILON
 from benchmarks.system import Run, ours
 
 ACTOR_COUNTS = (1, 2, 3, 4)
-SETTLE_SECONDS = 4.0  # what the actors may run ahead by is used up
 COLLECTING_REPLAY = "200000"  # transitions, and the first update after as many: never here
 EXPLORING = ("--epsilon-start", str(EPSILON), "--epsilon-final", str(EPSILON))
 
@@ -18,7 +17,7 @@ Figures = dict[str, float]
 def runs(seconds: float) -> Iterator[Figures]:
     """Each run alone on the machine, for so many seconds once it has settled."""
     for actors in ACTOR_COUNTS:
-        seen = ours("--actors", str(actors), settle_seconds=SETTLE_SECONDS)(seconds)
+        seen = ours("--actors", str(actors))(seconds)
         yield {"actors": actors, "learning": 1, **seen}
     for actors in ACTOR_COUNTS:
         yield {"actors": actors, "learning": 0, **collecting(actors, seconds)}

@@ -79,8 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     verb = words.pop(0) if words and not words[0].startswith("-") else "train"
     try:
         if verb != "train":
-            signal.signal(signal.SIGINT, interrupt)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if verb not in ("train", "eval"):  # which say themselves from when on
+            signal.signal(signal.SIGINT, interrupt)
         if verb not in VERBS + INTERNAL_VERBS:
             known = ", ".join(VERBS)
             raise ConfigError(f"Unknown verb {verb!r}{did_you_mean(verb, VERBS)}; known: {known}.")
@@ -273,9 +274,11 @@ def evaluate(words: list[str]) -> int:
     from actors.evaluator import evaluate as play
     from common.policy_file import load_policy
 
+    signal.signal(signal.SIGINT, interrupt)
     path = given.run
     if path.suffix != ".safetensors":
-        path /= "model.safetensors" if path.name.startswith("step-") else "best.safetensors"
+        of_a_checkpoint = path / "model.safetensors"
+        path = of_a_checkpoint if of_a_checkpoint.exists() else path / "best.safetensors"
     try:
         path.stat()
     except OSError as error:

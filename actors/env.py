@@ -271,7 +271,7 @@ def open_env(env_id: str, seed: int | None = None) -> Env:
         try:
             # The checker only warns, at each step's cost.
             env = gymnasium.make(_seeded(env_id, seed), disable_env_checker=True)
-        except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
+        except (gymnasium.error.UnregisteredEnv, ImportError) as error:
             raise ConfigError(_unknown(env_id, error)) from error
         except (gymnasium.error.Error, ValueError) as error:  # of its form, or from the game itself
             raise ConfigError(f"{env_id!r} cannot be made: {error}") from error
@@ -289,12 +289,12 @@ def open_env(env_id: str, seed: int | None = None) -> Env:
                 f"{env_id} gives observations of shape {space.shape} and type {space.dtype}: "
                 "anything but an Atari game as it comes must give uint8 of shape (84, 84)"
             )
-        actions = env.action_space
-        if not isinstance(actions, spaces.Discrete) or actions.start != 0:
-            raise ConfigError(
-                f"{env_id} takes actions of {actions}: DQN chooses among n actions, so an "
-                "environment must take Discrete(n), numbered from 0"
-            )
+    actions = env.action_space
+    if not isinstance(actions, spaces.Discrete) or actions.start != 0:
+        raise ConfigError(
+            f"{env_id} takes actions of {actions}: DQN chooses among n actions, so an environment "
+            "must take Discrete(n), numbered from 0"
+        )
     return env
 
 
@@ -319,8 +319,8 @@ def _seeded(env_id: str, seed: int | None) -> str | EnvSpec:
 
 def _unknown(env_id: str, error: Exception) -> str:
     """One sentence on a name that gymnasium does not find, with the names most like it."""
-    if isinstance(error, ModuleNotFoundError):
-        return f"the module of {env_id!r} cannot be imported: {error}"
+    if isinstance(error, ImportError):
+        return f"{env_id!r} cannot be imported: {error}"
     playable = {
         name.lower(): name
         for name, spec in gymnasium.registry.items()

@@ -1,8 +1,10 @@
 """Where the learner listens: a private socket file, or what --bind says."""
 
+import contextlib
 import ipaddress
 import os
 import re
+import stat
 from pathlib import Path
 
 from common.config import Config
@@ -45,34 +47,28 @@ def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
 
 def remove_socket(run_dir: Path) -> None:
     """The socket file of a learner that could not do it itself."""
-    (run_dir / "ipc" / _SOCKET).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a disk that is gone takes it along
+        (run_dir / "ipc" / _SOCKET).unlink()
 
 
 def ipc_endpoint(folder: Path) -> str:
     """ipc address of the socket file in `folder`, which becomes private (0700).
 
-    A socket's path is limited to 107 bytes, and ZeroMQ takes UTF-8 only; any other is reached
-    through /proc/self/fd.
+    A socket's path is limited to 107 bytes; a longer one is reached through /proc/self/fd.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    folder.chmod(0o700)
+    if stat.S_IMODE(folder.stat().st_mode) != 0o700:  # nothing is to be changed on a full disk
+        folder.chmod(0o700)
     path = folder / _SOCKET
-    if not _fits(path):
+    if len(os.fsencode(path)) > _IPC_PATH_LIMIT:
         if not Path("/proc/self/fd").is_dir():
             raise ConfigError(
-                f"The run folder's path is too long for a socket, or no UTF-8 ({path}): choose "
-                "another --run-dir, or --bind tcp://127.0.0.1:5555."
+                f"The run folder's path is too long for a socket ({path}): choose another "
+                "--run-dir, or --bind tcp://127.0.0.1:5555."
             )
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         path = Path(f"/proc/self/fd/{descriptor}/{_SOCKET}")
     return f"ipc://{path}"
-
-
-def _fits(path: Path) -> bool:
-    try:
-        return len(str(path).encode()) <= _IPC_PATH_LIMIT
-    except UnicodeEncodeError:
-        return False
 
 
 def endpoint(config: Config, run_dir: Path) -> str:

@@ -83,7 +83,7 @@ class Config:
     replay_transitions: int = 200_000
     """Capacity."""
     learning_starts_transitions: int = 10_000
-    """Transitions in replay before the first update."""
+    """Transitions inserted before the first update."""
     replay_device: Literal["cpu", "cuda"] = "cpu"
     """Where the frames live."""
     prioritized: bool = True
@@ -188,7 +188,7 @@ class Config:
                 f"when episodes are short; with this batch and chunk it must be at least {room}."
             )
         if self.replay_device == "cuda" and not self.cuda:
-            raise ConfigError("--replay-device cuda needs --cuda.")
+            raise ConfigError("--replay-device cuda needs --cuda: without it, --replay-device cpu.")
         for name in ("learning_rate_final", "samples_per_insert_mastered"):
             if getattr(self, name) and self.mastery_score >= OUT_OF_REACH:
                 raise ConfigError(
@@ -337,6 +337,17 @@ def _check_plain(name: str, value: Any, hint: Any) -> None:
             raise ConfigError(f"{flag(name)} is {value!r}, expected a number.")
     elif type(value) is not hint:
         raise ConfigError(f"{flag(name)} is {value!r}, expected {hint.__name__}.")
+    elif hint is str and not is_utf8(value):
+        raise ConfigError(f"{flag(name)} is {value!r}, expected UTF-8.")
+
+
+def is_utf8(text: str) -> bool:
+    """Not so where bytes of a path are no text: TensorBoard, for one, could not write them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _bounds(value: float, low: float, high: float) -> str:

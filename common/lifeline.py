@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -78,7 +79,8 @@ class Heartbeats:
         self._view.release()
         self._memory.close()
         if self._owner:
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone, or the disk is
+                self._path.unlink()
         if self._descriptor is not None:
             os.close(self._descriptor)
 

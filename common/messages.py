@@ -310,7 +310,7 @@ def decode_chunk(frame: memoryview, spec: Spec) -> Chunk:
 
     The arrays are read-only views of the frame.
     """
-    meta, raw = decode_meta(frame)
+    meta, raw = decode_meta(frame.toreadonly())
     if not isinstance(meta, list) or len(meta) != 4:
         raise BadMessage("chunk meta is not a list of 4")
     length, frame_count, version = _fields(meta[:3], int, int, int)

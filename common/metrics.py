@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from common.config import Config
+from common.errors import ConfigError
 from common.run_folder import replace_file
 
 COLUMNS = (
@@ -105,8 +106,7 @@ class Metrics:
             if self.error:
                 self._probe()
                 self.close()
-                if self._csv_path.exists():  # a row may have been cut short
-                    os.truncate(self._csv_path, self._whole_bytes)
+                self._cut_back()
                 self._open(None)
                 self.error = None
             self._file.flush()
@@ -126,6 +126,15 @@ class Metrics:
         if not self._whole_bytes:
             self._csv.writeheader()
         self._writer = SummaryWriter(str(self._run_dir), purge_step=purge_step, flush_secs=10)
+
+    def _cut_back(self) -> None:
+        """To whole rows: one may have been cut short, or the file be gone or an older one."""
+        if not self._csv_path.exists():
+            self._whole_bytes = 0
+            return
+        if self._csv_path.stat().st_size < self._whole_bytes:
+            self._whole_bytes = self._csv_path.read_bytes().rfind(b"\n") + 1
+        os.truncate(self._csv_path, self._whole_bytes)
 
     def _probe(self) -> None:
         """Raises OSError while there is no room: a writer would only leave an empty file more."""
@@ -152,8 +161,14 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def _trim_csv(path: Path, env_steps: int) -> None:
-    """Drop the rows that a resumed run will live through again."""
-    rows = [row for row in rows_of(path) if int(row["env_steps"]) <= env_steps]
+    """Drop the rows that a resumed run will live through again. Raises ConfigError where there are
+    others than a run writes."""
+    try:
+        rows = [row for row in rows_of(path) if int(row["env_steps"]) <= env_steps]
+    except (KeyError, ValueError, csv.Error):
+        raise ConfigError(
+            f"{path} is not as a run wrote it: move it away to go on without its rows."
+        ) from None
     kept = io.StringIO(newline="")
     writer = csv.DictWriter(kept, COLUMNS, restval="")
     writer.writeheader()

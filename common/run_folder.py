@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from common.config import Config
+from common.config import Config, is_utf8
 from common.errors import ConfigError
 
 
@@ -40,6 +40,8 @@ def locked(run_dir: Path, *, resume: bool) -> Iterator[None]:
 
     resume: the folder is given, so that no message suggests another.
     """
+    if not is_utf8(str(run_dir)):
+        raise ConfigError(f"The run folder's path, {str(run_dir)!r}, is not UTF-8: rename it.")
     try:
         file = (run_dir / "lock").open("w")
     except OSError as error:

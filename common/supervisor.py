@@ -231,7 +231,7 @@ class Supervisor:
 
     def _end(self, code: int, why: str) -> None:
         """Ask everyone to leave; what happens later cannot change the code decided here, but that
-        an interruption yields to what the learner ends with."""
+        a learner that was done has done it, and an interruption yields to whatever it ends with."""
         if self._ending is not None:
             return
         self._say(why)
@@ -254,7 +254,8 @@ class Supervisor:
             self._say(f"the learner {_describe(code)}")
         if not clean:
             self._show(self._learner)
-        if self._ending in (None, INTERRUPTED):  # it may have been done before it was asked
+        # It may have been done before it was asked.
+        if code == 0 or self._ending in (None, INTERRUPTED):
             return code if code >= 0 else 128 - code  # as shells tell a signal
         return self._ending
 

@@ -67,6 +67,9 @@ class Checkpointer:
     def __init__(self, folder: Path, replay: Replay, keep: int) -> None:
         self.folder, self.replay, self.keep = folder, replay, keep
         self.error: Exception | None = None
+        # Whose segments the next one may copy: loaded or written by this process. What else lies in
+        # the folder may be of a line that this run has left.
+        self.base: Path | None = None
         self._thread: threading.Thread | None = None
         for leftover in folder.glob("unfinished-*"):  # of a killed run; the folder is locked
             shutil.rmtree(leftover, ignore_errors=True)
@@ -119,6 +122,7 @@ class Checkpointer:
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
         unfinished.rename(final)
+        self.base = final
         shutil.rmtree(replaced, ignore_errors=True)
         _sync(self.folder)
         for old in list_checkpoints(self.folder)[self.keep :]:
@@ -155,11 +159,11 @@ class Checkpointer:
     def _copy_segments(
         self, first: int, last: int, folder: Path, beat: Callable[[], None]
     ) -> tuple[dict[str, str], int]:
-        """Those of the newest checkpoint, whole ones in a row, that hold transitions from `first`
+        """Those of the checkpoint before, whole ones in a row, that hold transitions from `first`
         on and none beyond `last`. -> checksums by file name, end of what they hold."""
         sums: dict[str, str] = {}
         done = first
-        for path, expected in _segments_of(list_checkpoints(self.folder)[:1]):
+        for path, expected in _segments_of(self.base):
             start, end = segment_range(path)
             if end > first and start <= done and end <= last:
                 beat()
@@ -194,8 +198,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def load_newest(
     folder: Path, replay: Replay, check: Callable[[Any], None], log: Callable[[str], None]
-) -> tuple[dict[str, Tensor], Any]:
-    """Fill `replay` from the newest checkpoint that verifies. -> tensors, state.
+) -> tuple[Path, dict[str, Tensor], Any]:
+    """Fill `replay` from the newest checkpoint that verifies. -> it, its tensors and its state.
 
     check: raises, with the state, when the checkpoint is not of this run; called before the
     replay is touched. Says through `log` what did not verify. Raises NoCheckpoint when none does.
@@ -218,12 +222,12 @@ def load_newest(
             replay.clear()
             newer.append(path)
             continue
-        for other in newer:  # the run leaves their line: nothing may build on them any more
+        for other in newer:  # the run leaves their line
             try:
                 other.rename(_aside(other))
-            except OSError as error:  # nothing can be saved there now, but the run can be looked at
+            except OSError as error:  # the next resume will pass it over too
                 log(f"It cannot be put aside: {error}")
-        return tensors, state
+        return path, tensors, state
     raise NoCheckpoint(f"No checkpoint in {folder} verifies: start a new run.")
 
 
@@ -272,9 +276,9 @@ def _sum_of_sums(sums: dict[str, str]) -> str:
     return _sha256(json.dumps(sums, sort_keys=True).encode())
 
 
-def _segments_of(checkpoints: list[Path]) -> list[tuple[Path, str]]:
+def _segments_of(checkpoint: Path | None) -> list[tuple[Path, str]]:
     """The replay's segments in a checkpoint, oldest first, with the checksums they should have."""
-    for checkpoint in checkpoints:
+    if checkpoint:
         with contextlib.suppress(Damaged, OSError):
             sums = _read_manifest(checkpoint)
             names = sorted(name for name in sums if name.startswith("replay-"))

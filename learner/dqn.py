@@ -16,7 +16,9 @@ from learner.adam import Adam
 from learner.captured import CapturedStep
 from learner.replay import TransitionBatch
 
-_ADVICE = "lower --learning-rate or set --max-grad-norm, in a new run"
+_ADVICE = (
+    "lower --learning-rate or set --max-grad-norm in a new run; this one can only go on as it was"
+)
 
 
 class NotFinite(UserError):

@@ -195,6 +195,7 @@ class Learner:
         """A checkpoint of everything, written while learning goes on; left out while the one
         before is still being written."""
         if self.checkpoints.busy:
+            say("No checkpoint this time: the one before is still being written.")
             return
         with self.timings.section("checkpoint"):
             self.checkpoints.save(self._snapshot())
@@ -245,7 +246,8 @@ class Learner:
     def _load(self) -> Any:
         """Go on from the newest checkpoint. -> its state."""
         folder = self.run_dir / "checkpoints"
-        tensors, state = load_newest(folder, self.replay, self._check_layout, log=say)
+        base, tensors, state = load_newest(folder, self.replay, self._check_layout, log=say)
+        self.checkpoints.base = base
         self.replay.end_id = state["end_id"]  # also where nothing of the ring could be kept
         self.trainer.load_tensors(tensors)
         self.trainer.updates = state["updates"]
@@ -353,7 +355,7 @@ def learner_device(config: Config) -> torch.device:
     if config.cuda and not torch.cuda.is_available():
         raise ConfigError(
             "--cuda needs an NVIDIA GPU and a CUDA build of PyTorch, and torch finds none here: "
-            "leave the flag out to learn on the CPU."
+            "leave the flag out, or resume with --no-cuda, to learn on the CPU."
         )
     if not config.cuda:
         return torch.device("cpu")

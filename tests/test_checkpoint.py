@@ -49,6 +49,7 @@ def make_replay(chunks: int = 0) -> Replay:
 
 def save(folder: Path, replay: Replay, env_steps: int, keep: int = 2) -> Checkpointer:
     checkpointer = Checkpointer(folder, replay, keep)
+    checkpointer.base = next(iter(list_checkpoints(folder)), None)  # the one before
     tensors = {"online.w": torch.arange(5.0) + env_steps}
     state: dict[str, Any] = {"env_steps": env_steps, "bytes": b"\0\xff", "array": np.arange(3)}
     checkpointer.save_now(Snapshot(env_steps, tensors, state, list(replay.chunks)))
@@ -58,7 +59,8 @@ def save(folder: Path, replay: Replay, env_steps: int, keep: int = 2) -> Checkpo
 def load(
     folder: Path, replay: Replay, log: Callable[[str], None] = print
 ) -> tuple[dict[str, torch.Tensor], Any]:
-    return load_newest(folder, replay, check=lambda state: None, log=log)
+    _, tensors, state = load_newest(folder, replay, check=lambda state: None, log=log)
+    return tensors, state
 
 
 def same_contents(a: Replay, b: Replay) -> bool:
@@ -284,6 +286,33 @@ def test_a_checkpoint_passed_over_goes_aside_where_an_older_one_there_cannot_be_
     load(tmp_path, resumed)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000000100"]
     assert (tmp_path / "unused-step-000000000200-2").is_dir()
+
+
+def test_nothing_builds_on_a_checkpoint_passed_over_that_could_not_be_put_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = make_replay(chunks=5)
+    save(tmp_path, replay, 100)
+    replay.add(chunk_of_more(0))
+    save(tmp_path, replay, 200)
+    damage_flip(tmp_path / "step-000000000200" / "state.json")  # its segments are whole
+
+    def stays(*_: Any) -> None:
+        raise OSError(16, "Device or resource busy")
+
+    resumed, said = make_replay(), []
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", stays)
+        base, _, state = load_newest(tmp_path, resumed, lambda state: None, said.append)
+    assert (state["env_steps"], base.name) == (100, "step-000000000100")
+    assert "cannot be put aside: [Errno 16]" in said[-1]
+    resumed.add(chunk_of_more(7))  # another than the one under these ids there
+    checkpointer = Checkpointer(tmp_path, resumed, keep=3)
+    checkpointer.base = base
+    checkpointer.save_now(Snapshot(300, {}, {"env_steps": 300}, list(resumed.chunks)))
+    restored = make_replay()
+    assert load(tmp_path, restored)[1]["env_steps"] == 300
+    assert same_contents(resumed, restored)
 
 
 def test_a_disk_that_fails_leaves_the_earlier_checkpoint_and_says_so(

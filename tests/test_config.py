@@ -38,6 +38,8 @@ def test_the_book_is_the_reference_number_for_number() -> None:
     assert not (book.double or book.dueling or book.standardize or book.prioritized)
     assert not (book.learning_rate_final or book.policy_average_updates)
     assert (book.reward, book.epsilon_final, book.epsilon_decay_env_steps) == (19.5, 0.02, 100_000)
+    assert (book.epsilon_start, book.epsilon_ladder, book.samples_per_insert_mastered) == (1, 0, 0)
+    assert (book.clip_rewards, book.episodic_life, book.noop_max) == (False, False, 0)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +78,8 @@ def test_the_actors_suit_the_machine_unless_they_are_given(
             {"reward": 1e9, "learning_rate_final": 0.0},
             "--samples-per-insert-mastered 0.6 needs a score that can be reached",
         ),
-        ({"replay_device": "cuda"}, "needs --cuda"),
+        ({"replay_device": "cuda"}, "needs --cuda: without it, --replay-device cpu."),
+        ({"keys": "a\udcff"}, r"--keys is 'a\udcff', expected UTF-8."),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_that_names_its_flag(

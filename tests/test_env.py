@@ -524,6 +524,26 @@ class TestBothDoors:
         with pytest.raises(ConfigError, match="'Broken-v0' cannot be made: it needs a level"):
             make("Broken-v0")
 
+    def test_a_game_that_lacks_what_it_imports_is_not_called_an_unknown_name(
+        self, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def lacking() -> gymnasium.Env[Any, Any]:
+            raise ImportError("cannot import name 'thing'")
+
+        spec = gymnasium.envs.registration.EnvSpec("Lacking-v0", lacking)
+        monkeypatch.setitem(gymnasium.registry, "Lacking-v0", spec)
+        with pytest.raises(ConfigError, match="'Lacking-v0' cannot be imported: cannot"):
+            make("Lacking-v0")
+
+    def test_an_atari_game_with_continuous_actions_is_refused(
+        self, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        spec = copy.deepcopy(gymnasium.spec(PONG))
+        spec.kwargs["continuous"] = True
+        monkeypatch.setitem(gymnasium.registry, "Smooth-v0", spec)
+        with pytest.raises(ConfigError, match=r"Box\(.* must take Discrete\(n\)"):
+            make("Smooth-v0")
+
     def test_a_random_skip_is_refused(self, make: Callable[..., Any]) -> None:
         with pytest.raises(ValueError, match="Pong-v4 repeats actions a random number"):
             make("Pong-v4")

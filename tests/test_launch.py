@@ -110,25 +110,29 @@ GAME = ("slow_game", "time.sleep(60)")
 LIBRARY = ("cv2", "try: time.sleep(60)\nexcept KeyboardInterrupt: time.sleep(60)")
 
 
+TRAIN, EVAL = ("--env", "slow_game:Slow-v0"), ("eval", "a_run")
+
+
 @pytest.mark.parametrize(
-    ("signum", "module", "wait"),
+    ("signum", "module", "wait", "words"),
     [
-        (signal.SIGINT, *GAME),
-        (signal.SIGTERM, *GAME),
-        (signal.SIGHUP, *GAME),
-        (signal.SIGINT, *LIBRARY),
-        (signal.SIGTERM, *LIBRARY),
+        (signal.SIGINT, *GAME, TRAIN),
+        (signal.SIGTERM, *GAME, TRAIN),
+        (signal.SIGHUP, *GAME, TRAIN),
+        (signal.SIGINT, *LIBRARY, TRAIN),
+        (signal.SIGTERM, *LIBRARY, TRAIN),
+        (signal.SIGINT, *LIBRARY, EVAL),
     ],
 )
 def test_told_to_end_before_anything_has_begun_it_says_so(
-    tmp_path: Path, signum: signal.Signals, module: str, wait: str
+    tmp_path: Path, signum: signal.Signals, module: str, wait: str, words: tuple[str, ...]
 ) -> None:
     """While a module is imported, which here takes for ever."""
     code = f"import pathlib, time\npathlib.Path('begun').touch()\n{wait}\n"
     (tmp_path / f"{module}.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     with hearing_hangups():
-        begun = launch("--env", "slow_game:Slow-v0", cwd=tmp_path, env=environment)
+        begun = launch(*words, cwd=tmp_path, env=environment)
     with begun as process:
         until((tmp_path / "begun").exists, 30)
         process.send_signal(signum)
@@ -380,6 +384,15 @@ def test_a_console_that_is_full_does_not_change_the_exit_code(tmp_path: Path) ->
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(words, stdout=full, stderr=full, cwd=tmp_path, env=buffered)
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize("words", [["--run-dir"], ["--resume"]], ids=str)
+def test_a_run_folder_whose_name_is_no_text_is_refused(tmp_path: Path, words: list[str]) -> None:
+    folder = tmp_path / os.fsdecode(b"run-\xff")
+    (folder / "checkpoints" / "step-1").mkdir(parents=True)
+    (folder / "config.json").write_text(config().to_json())
+    code, output = run(*words, str(folder))
+    assert code == 2 and "UTF-8" in output and "Traceback" not in output
 
 
 def test_a_run_folder_is_used_by_one_run_at_a_time_and_never_overwritten(tmp_path: Path) -> None:

@@ -267,6 +267,48 @@ def test_what_was_evicted_while_it_was_saved_is_not_drawn_after_a_resume(
         assert resumed.replay.sample(32)[1].min() >= oldest.end_id
 
 
+@pytest.mark.parametrize("prioritized", [True, False])
+def test_a_ring_that_was_overwritten_while_it_was_saved_is_filled_again(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, prioritized: bool
+) -> None:
+    settings = config(prioritized=prioritized, replay_transitions=256, batch_size=16)
+    learner = folder.learner(settings, chunks=16)
+    read, oldest = learner.replay.read_chunk, learner.replay.chunks[0]
+
+    def overwritten_meanwhile(stored: Any) -> Any:
+        if learner.replay.first_id == oldest.first_id:
+            fill(learner, 40)
+        return read(stored)
+
+    monkeypatch.setattr(learner.replay, "read_chunk", overwritten_meanwhile)
+    learner.save_now()
+    assert learner.checkpoints.error is None
+    resumed = folder.learner(settings, resume=True)
+    assert (len(resumed.replay), resumed.replay.end_id, resumed.inserted) == (0, 256, 256)
+    if isinstance(resumed.replay.sampler, PrioritizedSampler):
+        assert resumed.replay.sampler.tree.total == 0.0
+    assert not resumed.may_sample() and resumed.insert_limit() >= 256 + 16
+    fill(resumed, 3)
+    for _ in range(5):
+        assert resumed.replay.sample(32)[1].min() >= 256
+    resumed.update()
+
+
+def test_what_is_recorded_of_lag_and_ratio_is_in_updates_and_without_the_warm_up(
+    folder: Folder,
+) -> None:
+    settings = config(publish_period_updates=2, batch_size=16, samples_per_insert=8.0)
+    learner = folder.learner(settings)
+    fill(learner, 20, policy_version=-1)  # 320 env steps, of which 200 are the warm-up
+    for _ in range(6):
+        learner.update()
+    fill(learner, 1, policy_version=1)  # the third is out
+    assert learner.records._lag() == 2 * 2
+    learner.records.finish(learner, None, "done")
+    result = json.loads((folder.path / "result.json").read_text())
+    assert result["measured_samples_per_insert"] == pytest.approx(6 * 16 / (336 - 200))
+
+
 def test_a_resumed_run_does_not_give_a_better_policy_away(folder: Folder) -> None:
     def score(learner: Learner, value: float) -> bool:
         return learner.records.game(EpisodeStats(value, 60), env_steps=1, updates=1)

@@ -23,6 +23,8 @@ from learner.learner import Learner
 from learner.records import Rates, Records
 from tests.builders import chunk_of, config
 
+COLUMNS_LINE = ",".join(COLUMNS) + "\n"
+
 
 def rows_of(run_dir: Path) -> list[dict[str, str]]:
     with (run_dir / "metrics.csv").open(newline="") as file:
@@ -107,6 +109,33 @@ def test_a_row_that_was_cut_short_is_cut_off(tmp_path: Path) -> None:
     assert env_steps_of(tmp_path) == [1, 2]
 
 
+@pytest.mark.parametrize("left", [None, "", COLUMNS_LINE + "period,1.0,1,,"], ids=str)
+def test_records_that_are_gone_or_older_after_trouble_are_gone_on_with_in_whole_rows(
+    tmp_path: Path, left: str | None
+) -> None:
+    metrics = Metrics(config(), tmp_path)
+    metrics.row("period", {"env_steps": 1})
+    metrics.flush()
+    metrics.error = OSError(5, "Input/output error")
+    if left is None:
+        (tmp_path / "metrics.csv").unlink()
+    else:
+        (tmp_path / "metrics.csv").write_text(left)
+    metrics.flush()
+    metrics.row("period", {"env_steps": 2})
+    metrics.close()
+    assert env_steps_of(tmp_path) == [2]
+    assert (tmp_path / "metrics.csv").read_text().startswith(COLUMNS_LINE)
+
+
+@pytest.mark.parametrize("odd", ["a;b\n1;2\n", COLUMNS_LINE + "period,1.0,5.0,7,0,,,1,5,5,0,1,1\n"])
+def test_records_that_no_run_wrote_are_refused_on_resume_and_stay(tmp_path: Path, odd: str) -> None:
+    (tmp_path / "metrics.csv").write_text(odd)
+    with pytest.raises(ConfigError, match="is not as a run wrote it: move it away"):
+        Metrics(config(), tmp_path, resume_env_steps=10)
+    assert (tmp_path / "metrics.csv").read_text() == odd
+
+
 def test_points_go_on_in_a_new_file_after_trouble(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +154,7 @@ def test_points_go_on_in_a_new_file_after_trouble(
     metrics.scalars({"speed": 3.0}, 3)
     metrics.close()
     assert metrics._writer is not broken
-    assert points_of(tmp_path, "speed")[0] == (1, 1.0)
+    assert points_of(tmp_path, "speed") == [(1, 1.0), (3, 3.0)]
     assert sum(path.name.startswith("events") for path in tmp_path.iterdir()) == 2
 
 

@@ -461,6 +461,14 @@ os.kill(os.getppid(), signal.SIGINT); here("learner"); forever()
     assert Run(tmp_path, done, PLAYS).go() == 0
 
 
+def test_a_learner_that_was_done_when_its_last_actor_failed_has_done_it(tmp_path: Path) -> None:
+    done = """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+here("learner"); forever()
+"""
+    assert Run(tmp_path, done, 'wait_for("learner"); sys.exit(4)').go() == 0
+
+
 def test_a_learner_that_does_not_save_in_time_is_killed(tmp_path: Path) -> None:
     run = Run(tmp_path, DEAF, 'wait_for("learner"); sys.exit(4)')
     assert run.go(grace_seconds=0.3) == 4
@@ -498,6 +506,14 @@ def test_once_all_is_over_nothing_interrupts_what_is_put_in_order(tmp_path: Path
     assert Run(tmp_path, 'here("learner")', PLAYS).go() == 0
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         assert signal.getsignal(number) is signal.SIG_IGN
+
+
+def test_a_child_whose_parent_died_before_it_could_be_tied_ends_at_once(tmp_path: Path) -> None:
+    orphan = TIED.replace("os.getppid()", "os.getppid() + 1") + 'print("it goes on")'
+    done = subprocess.run(
+        [sys.executable, "-c", "import os, sys\n" + orphan], capture_output=True, timeout=30
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def test_children_die_with_a_killed_supervisor(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from common.messages import Spec
-from learner.checkpoint import Checkpointer, Snapshot, load_newest
+from learner.checkpoint import Checkpointer, Snapshot, list_checkpoints, load_newest
 from learner.replay import Replay, UniformSampler
 from tests.builders import chunk_of, config
 from tests.running import ROOT
@@ -44,6 +44,7 @@ def save(folder: Path, replay: Replay, number: int) -> None:
     tensors = {"online.w": torch.full((20_000,), float(number))}
     chunks = list(replay.chunks)
     checkpointer = Checkpointer(folder, replay, keep=2)
+    checkpointer.base = next(iter(list_checkpoints(folder)), None)  # the one before
     checkpointer.save_now(Snapshot(number, tensors, {"number": number}, chunks))
     if checkpointer.error:
         raise checkpointer.error
@@ -52,7 +53,7 @@ def save(folder: Path, replay: Replay, number: int) -> None:
 def load(folder: Path) -> tuple[int, Replay]:
     """-> number of the checkpoint that a resume would use, its contents checked; its replay."""
     replay = empty_replay()
-    tensors, state = load_newest(folder, replay, check=lambda state: None, log=lambda text: None)
+    _, tensors, state = load_newest(folder, replay, check=lambda state: None, log=lambda text: None)
     number = int(state["number"])
     assert tensors["online.w"].eq(number).all()
     assert replay.end_id == 16 * number, "the replay belongs to another checkpoint"

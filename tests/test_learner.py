@@ -20,7 +20,7 @@ import torch
 from common.config import Config
 from common.messages import EpisodeStats, Spec
 from common.network import DQN, network_for, state_size, state_vector
-from common.policy_file import load_policy
+from common.policy_file import load_policy, mean_score_of
 from common.router import LearnerEndpoint
 from learner.checkpoint import Checkpointer, list_checkpoints
 from learner.dqn import NotFinite
@@ -307,6 +307,29 @@ def test_what_is_recorded_of_lag_and_ratio_is_in_updates_and_without_the_warm_up
     learner.records.finish(learner, None, "done")
     result = json.loads((folder.path / "result.json").read_text())
     assert result["measured_samples_per_insert"] == pytest.approx(6 * 16 / (336 - 200))
+
+
+def test_a_run_keeps_its_best_once_a_second_what_solves_it_at_once_and_the_rest_at_its_end(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = folder.learner(config(reward=0.155))
+    now = 100.0
+    monkeypatch.setattr("learner.learner.time", SimpleNamespace(monotonic=lambda: now))
+
+    def plays(games: int, score: float) -> float:
+        """-> mean of 100 games that the policy kept had."""
+        fill(learner, games, episode=EpisodeStats(score, 60))
+        return mean_score_of(folder.path / "best.safetensors")
+
+    assert plays(100, 0.0) == 0.0
+    assert plays(10, 1.0) == 0.0
+    now += 1.0
+    assert plays(4, 1.0) == pytest.approx(0.11)  # with the first of them
+    assert plays(2, 1.0) == pytest.approx(0.16)  # which solves it
+    learner.records.solved = False
+    plays(1, 1.0)
+    learner.records.finish(learner, None, "done")
+    assert mean_score_of(folder.path / "best.safetensors") == pytest.approx(0.17)
 
 
 def test_a_resumed_run_does_not_give_a_better_policy_away(folder: Folder) -> None:

@@ -276,10 +276,10 @@ def evaluate(words: list[str]) -> int:
 
     signal.signal(signal.SIGINT, interrupt)
     path = given.run
-    if path.suffix != ".safetensors":
-        of_a_checkpoint = path / "model.safetensors"
-        path = of_a_checkpoint if of_a_checkpoint.exists() else path / "best.safetensors"
     try:
+        if path.suffix != ".safetensors":
+            of_a_checkpoint = path / "model.safetensors"
+            path = of_a_checkpoint if of_a_checkpoint.exists() else path / "best.safetensors"
         path.stat()
     except OSError as error:
         raise ConfigError(

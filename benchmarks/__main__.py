@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.measure import FULL, SHORT, Form, NotMeasured, Row, as_json, as_markdown, as_table
 from benchmarks.peers.environment import Peers, default_folder
-from common.run_folder import check_writable, replace_file
+from common.run_folder import check_writable
 
 BUG = "a bug of the benchmark"
 ROWS = {
@@ -60,7 +60,7 @@ def main(words: list[str]) -> int:
 def written(path: Path, text: str) -> int:
     """-> exit code: a disk that fills up must not cost the rows that are still to be shown."""
     try:
-        replace_file(path, text.encode())
+        path.write_text(text)
     except OSError as error:
         print(f"Cannot write {path}: {error.strerror}.", file=sys.stderr, flush=True)
         return 1

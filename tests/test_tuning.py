@@ -425,6 +425,9 @@ def test_the_report_says_when_there_was_no_time_for_any_row(
     monkeypatch.setattr(gpu_bench, "measure", lambda *_: "interrupted")
     session.bench(["14"])
     assert "No row was measured." in (tmp_path / "out" / "report.md").read_text()
+    (tmp_path / "out" / "bench.json").write_text('{"rows": [')
+    session.bench(["14"])
+    assert "bench.json is not whole" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_a_session_there_can_test_first_and_tells_what_failed(

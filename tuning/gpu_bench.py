@@ -57,4 +57,9 @@ def ended(process: "subprocess.Popen[bytes]", seconds: float) -> str:
 def table(out: Path) -> str:
     """Of the rows that were measured."""
     path = out / "bench.json"
-    return as_markdown(from_json(path.read_text())) if path.exists() else "No row was measured."
+    if not path.exists():
+        return "No row was measured."
+    try:
+        return as_markdown(from_json(path.read_text()))
+    except ValueError:
+        return f"{path.name} is not whole: the benchmark was ended while it wrote it."

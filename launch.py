@@ -279,7 +279,8 @@ def evaluate(words: list[str]) -> int:
     try:
         if path.suffix != ".safetensors":
             of_a_checkpoint = path / "model.safetensors"
-            path = of_a_checkpoint if of_a_checkpoint.exists() else path / "best.safetensors"
+            it_is_one = of_a_checkpoint.exists() or path.name.startswith("step-")
+            path = of_a_checkpoint if it_is_one else path / "best.safetensors"
         path.stat()
     except OSError as error:
         raise ConfigError(

@@ -163,14 +163,15 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def _trim_csv(path: Path, env_steps: int) -> None:
     """Drop the rows that a resumed run will live through again. Raises ConfigError where there are
     others than a run writes."""
+    kept = io.StringIO(newline="")
+    writer = csv.DictWriter(kept, COLUMNS)
+    writer.writeheader()
     try:
-        rows = [row for row in rows_of(path) if int(row["env_steps"]) <= env_steps]
+        for row in rows_of(path):
+            if int(row["env_steps"]) <= env_steps:
+                writer.writerow({name: row[name] for name in COLUMNS} | row)
     except (KeyError, ValueError, csv.Error):
         raise ConfigError(
             f"{path} is not as a run wrote it: move it away to go on without its rows."
         ) from None
-    kept = io.StringIO(newline="")
-    writer = csv.DictWriter(kept, COLUMNS, restval="")
-    writer.writeheader()
-    writer.writerows(rows)
     replace_file(path, kept.getvalue().encode())

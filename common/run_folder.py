@@ -41,7 +41,8 @@ def locked(run_dir: Path, *, resume: bool) -> Iterator[None]:
     resume: the folder is given, so that no message suggests another.
     """
     if not is_utf8(str(run_dir)):
-        raise ConfigError(f"The run folder's path, {str(run_dir)!r}, is not UTF-8: rename it.")
+        remedy = "rename it" if resume else "choose another --run-dir"
+        raise ConfigError(f"The run folder's path, {str(run_dir)!r}, is not UTF-8: {remedy}.")
     try:
         file = (run_dir / "lock").open("w")
     except OSError as error:

@@ -125,7 +125,8 @@ class Checkpointer:
         self.base = final
         shutil.rmtree(replaced, ignore_errors=True)
         _sync(self.folder)
-        for old in list_checkpoints(self.folder)[self.keep :]:
+        others = [path for path in list_checkpoints(self.folder) if path != final]
+        for old in others[self.keep - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
         for old in sorted(self.folder.glob(f"{_ASIDE}*"))[:-1]:  # one is enough to look into
             shutil.rmtree(old, ignore_errors=True)
@@ -225,7 +226,7 @@ def load_newest(
         for other in newer:  # the run leaves their line
             try:
                 other.rename(_aside(other))
-            except OSError as error:  # the next resume will pass it over too
+            except OSError as error:  # as long as it does not verify it will be passed over again
                 log(f"It cannot be put aside: {error}")
         return path, tensors, state
     raise NoCheckpoint(f"No checkpoint in {folder} verifies: start a new run.")

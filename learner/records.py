@@ -296,7 +296,7 @@ class Records:
         }
         try:
             save_policy(self.run_dir / f"{name}.safetensors", network, self.config, about)
-        except OSError as error:  # not kept, so not to be beaten: the next game may try again
+        except OSError as error:  # not kept, so not to be beaten: a game to come may try again
             self._policy_errors[name] = error
             return
         self._policy_errors.pop(name, None)

@@ -307,11 +307,11 @@ def test_nothing_builds_on_a_checkpoint_passed_over_that_could_not_be_put_aside(
     assert (state["env_steps"], base.name) == (100, "step-000000000100")
     assert "cannot be put aside: [Errno 16]" in said[-1]
     resumed.add(chunk_of_more(7))  # another than the one under these ids there
-    checkpointer = Checkpointer(tmp_path, resumed, keep=3)
+    checkpointer = Checkpointer(tmp_path, resumed, keep=1)
     checkpointer.base = base
-    checkpointer.save_now(Snapshot(300, {}, {"env_steps": 300}, list(resumed.chunks)))
+    checkpointer.save_now(Snapshot(150, {}, {"env_steps": 150}, list(resumed.chunks)))
     restored = make_replay()
-    assert load(tmp_path, restored)[1]["env_steps"] == 300
+    assert load(tmp_path, restored)[1]["env_steps"] == 150  # nor does it make this one old
     assert same_contents(resumed, restored)
 
 
@@ -598,10 +598,11 @@ def test_a_long_last_save_shows_life_all_the_while(
 ) -> None:
     monkeypatch.setattr(checkpoint, "SEGMENT_CHUNKS", 1)
     replay, beats = make_replay(chunks=10), []
+    checkpointer = Checkpointer(tmp_path, replay, 2)
     for number in (1, 2):  # packed, then copied
         before = len(beats)
         snapshot = Snapshot(number, {"w": torch.zeros(1)}, {}, list(replay.chunks))
-        Checkpointer(tmp_path, replay, 2).save_now(snapshot, lambda: beats.append(None))
+        checkpointer.save_now(snapshot, lambda: beats.append(None))
         assert len(beats) - before > len(replay.chunks)
 
 

@@ -22,6 +22,7 @@ from common.messages import EpisodeStats, Spec
 from common.network import DQN, network_for, state_size, state_vector
 from common.policy_file import load_policy, mean_score_of
 from common.router import LearnerEndpoint
+from learner import segments
 from learner.checkpoint import Checkpointer, list_checkpoints
 from learner.dqn import NotFinite
 from learner.learner import Learner, learn, make_sampler, run_learner
@@ -309,12 +310,12 @@ def test_what_is_recorded_of_lag_and_ratio_is_in_updates_and_without_the_warm_up
     assert result["measured_samples_per_insert"] == pytest.approx(6 * 16 / (336 - 200))
 
 
-def test_a_run_keeps_its_best_once_a_second_what_solves_it_at_once_and_the_rest_at_its_end(
+def test_a_run_keeps_its_best_once_a_second_and_the_rest_at_its_end(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    learner = folder.learner(config(reward=0.155))
     now = 100.0
     monkeypatch.setattr("learner.learner.time", SimpleNamespace(monotonic=lambda: now))
+    learner = folder.learner(config())
 
     def plays(games: int, score: float) -> float:
         """-> mean of 100 games that the policy kept had."""
@@ -324,12 +325,44 @@ def test_a_run_keeps_its_best_once_a_second_what_solves_it_at_once_and_the_rest_
     assert plays(100, 0.0) == 0.0
     assert plays(10, 1.0) == 0.0
     now += 1.0
-    assert plays(4, 1.0) == pytest.approx(0.11)  # with the first of them
-    assert plays(2, 1.0) == pytest.approx(0.16)  # which solves it
-    learner.records.solved = False
-    plays(1, 1.0)
+    assert plays(10, 1.0) == pytest.approx(0.11)  # with the first of them
     learner.records.finish(learner, None, "done")
-    assert mean_score_of(folder.path / "best.safetensors") == pytest.approx(0.17)
+    assert mean_score_of(folder.path / "best.safetensors") == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("lock_step", [False, True])
+def test_what_solves_a_run_is_kept_at_once_and_in_lock_step_every_best(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, lock_step: bool
+) -> None:
+    monkeypatch.setattr("learner.learner.time", SimpleNamespace(monotonic=lambda: 100.0))
+    learner = folder.learner(config(reward=0.035))
+    if lock_step:
+        learner._player = SimpleNamespace()  # type: ignore[assignment]
+    kept: list[float] = []
+    monkeypatch.setattr(
+        learner, "save_policy", lambda: kept.append(learner.records.scores.mean_100)
+    )
+    fill(learner, 100, episode=EpisodeStats(0.0, 60))
+    fill(learner, 4, episode=EpisodeStats(1.0, 60))
+    assert kept == pytest.approx([0.0, 0.01, 0.02, 0.03, 0.04] if lock_step else [0.0, 0.04])
+
+
+def test_what_a_run_saved_before_is_copied_and_not_packed_again_also_after_a_resume(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[int] = []
+    real = segments._pack_segment
+    monkeypatch.setattr(
+        segments, "_pack_segment", lambda r, chunks: packed.append(len(chunks)) or real(r, chunks)
+    )
+    learner = folder.learner(config(), chunks=10)
+    learner.save_now()
+    fill(learner, 1)
+    learner.save_now()
+    resumed = folder.learner(config(), resume=True)
+    fill(resumed, 2)
+    resumed.save_now()
+    assert packed == [10, 1, 2]
 
 
 def test_a_resumed_run_does_not_give_a_better_policy_away(folder: Folder) -> None:

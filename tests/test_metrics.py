@@ -128,7 +128,16 @@ def test_records_that_are_gone_or_older_after_trouble_are_gone_on_with_in_whole_
     assert (tmp_path / "metrics.csv").read_text().startswith(COLUMNS_LINE)
 
 
-@pytest.mark.parametrize("odd", ["a;b\n1;2\n", COLUMNS_LINE + "period,1.0,5.0,7,0,,,1,5,5,0,1,1\n"])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "a;b\n1;2\n",
+        "env_steps\n5\n",
+        COLUMNS_LINE + "period,1.0,5.0,7,0,,,1,5,5,0,1,1\n",
+        COLUMNS_LINE + "period,1.0,5,7,0,,,1,5,5,0,1,1,one more\n",
+        "new," + COLUMNS_LINE + "0,period,1.0,5,7,0,,,1,5,5,0,1,1\n",
+    ],
+)
 def test_records_that_no_run_wrote_are_refused_on_resume_and_stay(tmp_path: Path, odd: str) -> None:
     (tmp_path / "metrics.csv").write_text(odd)
     with pytest.raises(ConfigError, match="is not as a run wrote it: move it away"):

@@ -62,4 +62,4 @@ def table(out: Path) -> str:
     try:
         return as_markdown(from_json(path.read_text()))
     except ValueError:
-        return f"{path.name} is not whole: the benchmark was ended while it wrote it."
+        return f"{path.name} is not whole: it ended, or the disk was full, while it was written."

@@ -5,8 +5,8 @@
     python3 -m tuning.gpu_run run OUT --packages FOLDER/packages.tar.xz                  there too
     python3 -m tuning.gpu_run bench OUT --packages FOLDER/packages.tar.xz                and there
 
-All three need Python, torch and numpy there, nothing else, and end within --minutes. With --cpu
-they do the same without a GPU, to try it.
+All three need Python, torch and numpy there, nothing else, end within --minutes and print their
+report. With --cpu they do the same without a GPU, to try it.
 
 `test`: the tests that need a GPU, in less than a minute; OUT holds report.md and what pytest said.
 The one to begin with.

@@ -40,12 +40,12 @@ from tuning.results import keep, runs_in, table
 from tuning.trials import LAUNCH, check, logged, place, train
 from tuning.variants import Variant
 
-# A proposal: nobody has run it on a GPU yet. Two CPU cores take some 20,000 updates of 32 and
-# 600,000 env steps. A minute leaves 40 s for that: 8 s are start-up, 12 s the last 100 games (120
-# are played at once). Kernel by kernel an update would keep a CPU thread busy for 2 to 4 ms,
-# whatever the batch; as one graph for less. So: 250 to 500 updates/s, of larger batches. Should the
-# graph make it 1,000 or more of 32, the CPU's own ratio may do better (--variant
-# b32:batch_size=32,samples_per_insert=1.8,epsilon_decay_env_steps=150000).
+# A proposal: nobody has run it on a GPU yet. Played in slow motion on two CPU cores it took 906,000
+# env steps, others of larger ratio or smaller batch 598,000 to 1,176,000 (docs/learning.md, "For a
+# GPU"). A minute leaves some 50 s for that, 8 s are start-up. Kernel by kernel an update would keep
+# a CPU thread busy for 2 to 4 ms, whatever the batch; as one graph for less. So: 250 updates/s, of
+# larger batches. Should the graph make it 1,000 or more of 32, the CPU's own ratio may do better
+# (--variant b32:batch_size=32,samples_per_insert=1.8,epsilon_decay_env_steps=150000).
 GPU = Variant(
     "gpu",
     {

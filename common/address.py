@@ -57,7 +57,7 @@ def ipc_endpoint(folder: Path) -> str:
     A socket's path is limited to 107 bytes; a longer one is reached through /proc/self/fd.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
-    if stat.S_IMODE(folder.stat().st_mode) != 0o700:  # nothing is to be changed on a full disk
+    if stat.S_IMODE(folder.stat().st_mode) != 0o700:  # a read-only disk refuses that too
         folder.chmod(0o700)
     path = folder / _SOCKET
     if len(os.fsencode(path)) > _IPC_PATH_LIMIT:

@@ -17,6 +17,7 @@ def make_run_dir(config: Config) -> Path:
     game = config.env.split(":")[-1].replace("/", "-")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     run_dir = Path(config.run_dir or f"runs/{game}-{config.preset}-{config.seed}-{stamp}")
+    _require_utf8(run_dir.absolute(), "choose another --run-dir")
     first = run_dir
     try:
         for number in itertools.count(2):
@@ -34,15 +35,18 @@ def make_run_dir(config: Config) -> Path:
     return run_dir.resolve()
 
 
+def _require_utf8(run_dir: Path, remedy: str) -> None:
+    if not is_utf8(str(run_dir)):
+        raise ConfigError(f"The run folder's path, {str(run_dir)!r}, is not UTF-8: {remedy}.")
+
+
 @contextlib.contextmanager
 def locked(run_dir: Path, *, resume: bool) -> Iterator[None]:
     """Keep every other run out of the folder. Raises ConfigError when one is in it.
 
     resume: the folder is given, so that no message suggests another.
     """
-    if not is_utf8(str(run_dir)):
-        remedy = "rename it" if resume else "choose another --run-dir"
-        raise ConfigError(f"The run folder's path, {str(run_dir)!r}, is not UTF-8: {remedy}.")
+    _require_utf8(run_dir, "rename it")
     try:
         file = (run_dir / "lock").open("w")
     except OSError as error:

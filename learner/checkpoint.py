@@ -62,13 +62,13 @@ class Checkpointer:
     """Writes the checkpoints of one run.
 
     error: what kept the last one from being written, else None; training goes on without it.
+    base: the one whose segments the next may copy: the last that was written here or, as its loader
+    sets it, that the run goes on from. What else lies in the folder may be of a line that was left.
     """
 
     def __init__(self, folder: Path, replay: Replay, keep: int) -> None:
         self.folder, self.replay, self.keep = folder, replay, keep
         self.error: Exception | None = None
-        # Whose segments the next one may copy: loaded or written by this process. What else lies in
-        # the folder may be of a line that this run has left.
         self.base: Path | None = None
         self._thread: threading.Thread | None = None
         for leftover in folder.glob("unfinished-*"):  # of a killed run; the folder is locked

@@ -137,18 +137,17 @@ class Learner:
         if chunk.policy_version >= 0:
             self.records.saw_lag(self.weights_version - chunk.policy_version)
         if chunk.episode:
-            if self.records.game(chunk.episode, self.inserted, self.updates) and self._may_keep():
-                self.save_policy()
+            if self.records.game(chunk.episode, self.inserted, self.updates):
+                self._keep_best()
             self._follow_scores()
 
-    def _may_keep(self) -> bool:
-        """Has it been long enough? Always so for what solves the run, and in lock-step, which must
-        not depend on the clock."""
+    def _keep_best(self) -> None:
+        """Once in KEEP_SECONDS; but what solves the run at once, and every one in lock-step, which
+        must not depend on the clock."""
         now = time.monotonic()
-        if now < self._next_keep and not (self.records.solved or self._player):
-            return False
-        self._next_keep = now + KEEP_SECONDS
-        return True
+        if now >= self._next_keep or self.records.solved or self._player:
+            self._next_keep = now + KEEP_SECONDS
+            self.save_policy()
 
     def _follow_scores(self) -> None:
         """Sets step size and samples per insert by the recent scores: smaller steps as play

@@ -395,6 +395,14 @@ def test_a_run_folder_whose_name_is_no_text_is_refused(tmp_path: Path, words: li
     assert code == 2 and "UTF-8" in output and "Traceback" not in output
 
 
+def test_a_folder_whose_name_is_no_text_is_no_place_to_start_from(tmp_path: Path) -> None:
+    here = tmp_path / os.fsdecode(b"here-\xff")
+    here.mkdir()
+    code, output = run("--env", CATCH, cwd=here)
+    assert code == 2 and "is not UTF-8: choose another --run-dir" in output
+    assert not list(here.iterdir())
+
+
 def test_a_run_folder_is_used_by_one_run_at_a_time_and_never_overwritten(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with launch("--run-dir", str(run_dir), *QUICK) as process:

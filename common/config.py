@@ -42,7 +42,7 @@ class Config:
     max_env_steps: int = 0
     """Stop after so many env steps (one decision, 4 emulator frames); 0: no limit."""
     max_minutes: float = 0.0
-    """Stop after so many minutes, start-up included; 0: no limit."""
+    """Stop after so many minutes, start-up and what came before a resume included; 0: no limit."""
 
     """## The game"""
     noop_max: int = 0

@@ -240,6 +240,7 @@ def test_solved_needs_a_hundred_games_above_the_mark() -> None:
     scores.add(-100.0)
     assert scores.mean_100 == pytest.approx(19.79)
     assert scores.solved(19.5) and scores.is_new_best()
+    assert not scores.solved(scores.mean_100)  # above it, not at it
     scores.best_mean_100 = scores.mean_100
     assert not scores.is_new_best()
     scores.add(-100.0)

@@ -65,6 +65,18 @@ def test_however_sums_round_no_draw_ends_at_an_empty_leaf(capacity: int, seed: i
     assert (tree.get(tree.find(draws)) > 0).all()
 
 
+def test_each_draw_comes_from_its_own_equal_share_of_the_total() -> None:
+    sampler = PrioritizedSampler(64, alpha=1.0, beta=0.4, rng=np.random.default_rng(0))
+    sampler.added(0, 40)
+    sampler.update(np.arange(40), np.arange(40.0))
+    priorities = sampler.tree.get(np.arange(40))
+    ends, edges = priorities.cumsum(), np.arange(17) / 16 * sampler.tree.total
+    for _ in range(50):
+        ids, _ = sampler.sample(0, 40, 16)
+        assert (ends[ids] - priorities[ids] <= edges[1:] + 1e-9).all()
+        assert (ends[ids] >= edges[:-1] - 1e-9).all()
+
+
 def test_sampling_follows_priorities_and_weights_undo_it() -> None:
     sampler = PrioritizedSampler(64, alpha=1.0, beta=1.0, rng=np.random.default_rng(0))
     sampler.added(100, 140)

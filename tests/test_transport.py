@@ -366,6 +366,7 @@ def test_a_bad_chunk_ends_its_session_with_the_reason(pair: Pair) -> None:
         actor.send(bad)
         eventually(lambda: actor.poll() or False, 5)
     eventually(lambda: pair.learner.stats.refused == 1)
+    eventually(lambda: pair.learner.alive == 0)
 
 
 def test_scarce_credit_goes_to_who_waited_longest(pair: Pair) -> None:

@@ -21,7 +21,7 @@ CORES_OF_CHECK = 2
 SETTLE_SECONDS, SECONDS = 10.0, 10.0  # of simulated time
 
 # Assumptions, none of them measured.
-GPU_UPDATES = 400.0  # per second; tuning/gpu_run.py expects 250 to 500 and chose the settings
+GPU_UPDATES = 400.0  # per second; tuning/gpu_run.py counts on 250 and chose the settings
 GPU_SETTINGS = {"batch_size": 128, "samples_per_insert": 1.6, "publish_period_updates": 80}
 CORE_HOUR_DOLLARS, GPU_HOUR_DOLLARS = 0.04, 1.0
 LEARNER_CORES = 3  # training, transport, ZeroMQ

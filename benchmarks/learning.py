@@ -34,7 +34,7 @@ from common.presets import make_config
 from launch import learner_environment
 from learner.adam import Adam
 from learner.dqn import Trainer, td_loss
-from learner.learner import Learner
+from learner.learner import STANDARDIZE_FRAMES, Learner
 from learner.replay import TransitionBatch
 
 HELD_TRANSITIONS = 20_000  # in replay, of real Pong
@@ -63,6 +63,7 @@ def learner_sides(
         return 1
 
     in_float32 = Trainer(dataclasses.replace(config, precision="float32"), learner.trainer.device)
+    in_float32.load_tensors(learner.trainer.tensors())
 
     def compute_in_float32() -> int:
         in_float32.update(preloaded)
@@ -112,6 +113,7 @@ def filled_learner(config: Config) -> Learner:
             for chunk in chunks:
                 learner.replay.add(chunk)
                 learner.inserted += len(chunk)
+        learner.trainer.standardize(learner.replay.spread_frames(STANDARDIZE_FRAMES))
     return learner
 
 
@@ -123,6 +125,8 @@ def bare(config: Config, batch: TransitionBatch, channels_last: bool, compiled: 
         network_for(config, device.type).to(device=device, memory_format=layout)  # type: ignore[call-overload]
         for _ in range(2)
     )
+    for network in (online, target):  # some of what they compute depends on it
+        network.standardize(batch.obs.flatten(0, 1).cpu())
     target.for_inference().requires_grad_(False)
     obs, next_obs = (x.to(memory_format=layout, copy=True) for x in (batch.obs, batch.next_obs))
     batch = TransitionBatch(

@@ -1,8 +1,8 @@
 """The Q-network: uint8 observations in, action values out.
 
 `DQN` is the Nature network (Mnih et al. 2015) or the smaller one of Mnih et al. 2013, with an
-optional dueling head (Wang et al. 2016). Input scaling lives inside: a per-pixel mean and one
-scale are buffers of the network, so they travel with its weights, checkpoints and exports.
+optional dueling head (Wang et al. 2016). Input scaling lives inside: a background and one scale
+are buffers of the network, so they travel with its weights, checkpoints and exports.
 
 Parameters that learn are float32. What is multiplied may be rounded to bfloat16 first, sums stay
 float32 (Kalamkar et al. 2019): an update then takes three quarters to five sixths of the time on
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import FRAME_SHAPE, STACK, Config
+from common.foreground import Layer, convolve_foreground
 from common.linear import Linear
 from common.machine import multiplies_bfloat16
 
@@ -35,7 +36,7 @@ class DQN(nn.Module):
     forward: obs [B, *input_shape] u8 -> q [B, n_actions] f32.
     """
 
-    pixel_mean: Tensor
+    background: Tensor
     pixel_scale: Tensor
 
     def __init__(
@@ -57,7 +58,7 @@ class DQN(nn.Module):
             channels = filters
         self.rest = nn.Sequential(*layers, nn.Flatten())
         # x / 255 until `standardize` measures better; see docs/learning.md.
-        self.register_buffer("pixel_mean", torch.zeros(input_shape[1:]))
+        self.register_buffer("background", torch.zeros(input_shape[1:]))
         self.register_buffer("pixel_scale", torch.tensor(255.0))
         with torch.no_grad():
             width = self.convolve(torch.zeros(1, *input_shape, dtype=torch.uint8)).shape[1]
@@ -79,21 +80,35 @@ class DQN(nn.Module):
     def convolve(self, obs: Tensor) -> Tensor:
         """[B, STACK, H, W] u8 -> features [B, width] f32 or bf16.
 
-        The scale divides the first layer's weights, which are fewer than the pixels. The mean is
-        taken from the pixels, in whole numbers: these are small, and exact in every type here.
+        The scale divides the first layer's weights, which are fewer than the pixels.
         """
+        weight, bias, stride = (
+            self.first.weight / self.pixel_scale,
+            self.first.bias,
+            self.first.stride,
+        )
+        if obs.is_cpu and not (self.in_bfloat16 or torch.compiler.is_compiling()):
+            others = [layer for layer in self.rest if isinstance(layer, nn.Conv2d)]
+            layers: list[Layer] = [(weight, bias, stride[0])]
+            layers += [(layer.weight, layer.bias, layer.stride[0]) for layer in others]
+            found = convolve_foreground(obs, self.background, layers)
+            if found is not None:
+                return found.flatten(1)
+        with self._rounding(obs.device):
+            first = F.conv2d(self._less_background(obs), weight, bias, stride)
+            features: Tensor = self.rest(first)
+        return features
+
+    def _less_background(self, obs: Tensor) -> Tensor:
+        """[B, STACK, H, W] u8 -> the same f32 or bf16. What is left are small whole numbers, exact
+        in every type here."""
         exact, factor = torch.float32, torch.float32
         if self.in_bfloat16:
             exact, factor = torch.int16, torch.bfloat16
         channels_last = obs.is_contiguous(memory_format=torch.channels_last)
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        mean = self.pixel_mean.to(exact).expand(1, *self.input_shape)
-        x = obs.to(exact).sub_(mean.contiguous(memory_format=layout)).to(factor)
-        with self._rounding(obs.device):
-            weight = self.first.weight / self.pixel_scale
-            first = F.conv2d(x, weight, self.first.bias, self.first.stride)
-            features: Tensor = self.rest(first)
-        return features
+        background = self.background.to(exact).expand(1, *self.input_shape)
+        return obs.to(exact).sub_(background.contiguous(memory_format=layout)).to(factor)
 
     def _stream(self, layers: nn.Sequential, features: Tensor) -> Tensor:
         """One of the head's: [B, width] -> [B, n_actions or 1] f32. The last layer, small as it is,
@@ -116,15 +131,15 @@ class DQN(nn.Module):
 
     @torch.no_grad()
     def standardize(self, frames: Tensor) -> None:
-        """Measure the input scaling on `frames` [F, H, W] u8: per-pixel mean, one global scale.
+        """Measure the input scaling on `frames` [F, H, W] u8: a background, one global scale.
 
-        The mean is rounded to whole grey levels. The scale is the standard deviation of all pixels
-        around it, at least 1 so that a still picture cannot blow up.
+        The background is each pixel's median; the scale, the root mean square of all distances
+        from it, at least 1 so that a still picture cannot blow up.
         """
-        x = frames.float()
-        mean = x.mean(dim=0).round()
-        self.pixel_mean.copy_(mean)
-        self.pixel_scale.copy_((x - mean).pow(2).mean().sqrt().clamp(min=1.0))
+        background = frames.median(dim=0).values.float()
+        self.background.copy_(background)
+        distance = frames.float() - background
+        self.pixel_scale.copy_(distance.pow(2).mean().sqrt().clamp(min=1.0))
 
 
 def network_for(config: Config, device: str = "cpu") -> DQN:

@@ -39,7 +39,7 @@ from learner.replay import Replay, StoredChunk
 from learner.segments import SEGMENT_CHUNKS, load_segments, pack_live, segment_name, segment_range
 from learner.state_json import from_json, to_json
 
-FORMAT = 8  # of state.json
+FORMAT = 9  # of state.json
 _REPLACED = "-replaced"
 _ASIDE = "unused-"  # before the name of a checkpoint that a resumed run did not go on from
 

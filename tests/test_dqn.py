@@ -349,7 +349,7 @@ def test_the_policy_is_an_exponential_average_of_the_online_weights() -> None:
         expected += share * (trainer.online.state_dict()[name] - expected)
         assert torch.allclose(trainer.policy.state_dict()[name], expected)
     trainer.standardize(torch.arange(5 * 84 * 84).reshape(5, 84, 84).to(torch.uint8))
-    assert torch.equal(trainer.policy.pixel_mean, trainer.online.pixel_mean)  # type: ignore[arg-type]
+    assert torch.equal(trainer.policy.background, trainer.online.background)  # type: ignore[arg-type]
 
 
 def test_without_an_average_the_policy_is_the_online_network() -> None:

@@ -219,7 +219,7 @@ def test_the_input_is_standardized_once_by_what_warm_up_has_shown(folder: Folder
     assert len(untouched) == len(scales) == 1
     assert scales != untouched
     for network in networks:
-        assert network.pixel_mean.any()
+        assert network.background.any()
     fill(learner, 5)
     assert {float(network.pixel_scale) for network in networks} == scales
 
@@ -391,7 +391,7 @@ def test_settings_reach_sampler_network_scaling_and_checkpoints(folder: Folder) 
         assert state_size(wanted) == state_size(DQN((4, 84, 84), 3, network, dueling))
     learner = folder.learner(config(standardize=False, checkpoints_kept=7), chunks=20)
     assert learner.trainer.online.pixel_scale == 255
-    assert not learner.trainer.online.pixel_mean.any()
+    assert not learner.trainer.online.background.any()
     assert learner.checkpoints.keep == 7
 
 

@@ -31,8 +31,11 @@ def test_uint8_observations_become_action_values(network: str, dueling: bool) ->
 def test_the_dueling_head_is_value_plus_centred_advantage() -> None:
     network = DQN((4, 84, 84), 5, "nips", dueling=True)
     obs = torch.randint(0, 256, (7, 4, 84, 84), dtype=torch.uint8)
-    value = network.value(network.convolve(obs))
-    assert torch.allclose(network(obs).mean(dim=1, keepdim=True), value, atol=1e-5)
+    features = network.convolve(obs)
+    value, advantage = network.value(features), network.advantage(features)
+    expected = value + advantage - advantage.mean(dim=1, keepdim=True)
+    assert torch.allclose(network(obs), expected, atol=1e-5)
+    assert advantage.std(dim=1).min() > 1e-3
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -48,14 +51,14 @@ def test_pixels_are_convolved_as_they_lie(layout: torch.memory_format, bfloat16:
 
 def plainly(network: DQN, obs: torch.Tensor) -> torch.Tensor:
     """Scale first, then convolve: what folding must equal."""
-    x = (obs.float() - network.pixel_mean) / network.pixel_scale
+    x = (obs.float() - network.background) / network.pixel_scale
     q: torch.Tensor = network.advantage(network.rest(network.first(x)))
     return q
 
 
 def test_pixels_are_divided_by_255_until_standardized() -> None:
     network = DQN((4, 84, 84), 6)
-    assert (network.pixel_mean == 0).all()
+    assert (network.background == 0).all()
     assert network.pixel_scale == 255
 
 
@@ -131,13 +134,21 @@ def test_precision_follows_what_computes_unless_it_is_set(
     assert network_for(settings, device).in_bfloat16 is bfloat16
 
 
-def test_standardizing_gives_the_measured_frames_mean_0_and_deviation_1() -> None:
+def test_standardizing_takes_each_pixels_median_and_leaves_a_root_mean_square_of_1() -> None:
     network = DQN((4, 84, 84), 6)
-    frames = torch.randint(0, 256, (400, 84, 84), dtype=torch.uint8)
+    frames = torch.randint(0, 256, (401, 84, 84), dtype=torch.uint8)
     network.standardize(frames)
-    x = (frames.float() - network.pixel_mean) / network.pixel_scale
-    assert x.mean().item() == pytest.approx(0, abs=1e-4)
-    assert x.std().item() == pytest.approx(1, abs=1e-3)
+    assert np.array_equal(network.background.numpy(), np.median(frames.numpy(), axis=0))
+    x = (frames.float() - network.background) / network.pixel_scale
+    assert x.pow(2).mean().sqrt().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_what_most_frames_show_is_zero_once_standardized_whatever_else_they_show() -> None:
+    network = DQN((4, 84, 84), 6)
+    frames = torch.full((100, 84, 84), 87, dtype=torch.uint8)
+    frames[:40] = 236
+    network.standardize(frames)
+    assert (network.background == 87).all()
 
 
 def test_a_still_picture_does_not_blow_up() -> None:

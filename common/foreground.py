@@ -1,0 +1,108 @@
+"""The convolutions, where the screen differs from its background and nowhere else.
+
+Most of a screen looks the same all the time. Less its background it is zero there, and wherever a
+layer sees nothing but zeros, or nothing but what came of them, it gives the same values. So each
+layer is a product of matrices with a row for every place that is not like that, a tenth of them in
+Pong's first layer, and one row for all the others. Values and gradients are those of F.conv2d.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.config import STACK
+
+KERNEL, STRIDE = 8, 4  # of the first layer
+QUAD = torch.complex128  # what carries 16 bytes at once: four pixels of a row, each of STACK bytes
+LARGEST_SHARE = 0.25  # of the first layer's places: where more differ, F.conv2d is faster
+FEWEST_SCREENS = 32  # and where there are fewer
+Where = tuple[Tensor, ...]  # image, row and column of P places, [P] i64 each
+Layer = tuple[Tensor, Tensor | None, int]  # weight, bias, stride
+
+
+def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]) -> Tensor | None:
+    """F.conv2d and ReLU, layer after layer, of obs - background; None where F.conv2d is faster.
+
+    obs: [B, STACK, H, W] u8; background: [H, W] f32, whole grey levels; layers: weight [C', C, K,
+    K] f32, bias [C'] f32 and stride of each, the first with KERNEL and STRIDE -> [B, C, H', W']
+    f32, channels last.
+    """
+    screens = obs.permute(0, 2, 3, 1)  # [B, H, W, STACK]
+    if not screens.is_contiguous() or not _fits(*screens.shape) or not pays_here():
+        return None
+    empty = background.to(torch.uint8)[None, :, :, None].expand_as(screens[:1]).contiguous()
+    differs = _places_that_differ(screens, empty)
+    where = differs.nonzero(as_tuple=True)
+    if len(where[0]) > LARGEST_SHARE * differs.numel():
+        return None
+    seen = _pixels_seen(screens, empty, where)
+    (weight, bias, _), *others = layers
+    values = _product(seen, weight, bias)
+    for weight, bias, stride in others:
+        rows, kernel = _rows(differs, where), weight.shape[-1]
+        differs = F.max_pool2d(differs.float(), kernel, stride) > 0
+        where = differs.nonzero(as_tuple=True)
+        windows = rows.unfold(1, kernel, stride).unfold(2, kernel, stride)[where].flatten(1)
+        windows = F.pad(windows, (0, 0, 0, 1), value=len(values) - 1)
+        seen = values.index_select(0, windows.flatten()).view(len(windows), -1)
+        values = _product(seen, weight, bias)
+    everywhere = values.index_select(0, _rows(differs, where).flatten())
+    return everywhere.view(*differs.shape, -1).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def pays_here() -> bool:
+    """Measured with AVX2 only: where PyTorch has AVX-512, convolutions take half the time."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+
+
+def _fits(images: int, height: int, width: int, channels: int) -> bool:
+    whole = height % STRIDE == width % STRIDE == 0
+    return images >= FEWEST_SCREENS and channels == STACK and whole
+
+
+def _product(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What places see, [P + 1, K * K * C] -> [P + 1, C']."""
+    return F.relu(F.linear(seen, weight.permute(0, 2, 3, 1).flatten(1), bias))
+
+
+def _rows(differs: Tensor, where: Where) -> Tensor:
+    """-> [B, H', W'] i64: the row of each place among a layer's values, the last of which is for
+    all that do not differ."""
+    count = len(where[0])
+    return torch.full(differs.shape, count).index_put_(where, torch.arange(count))
+
+
+def _places_that_differ(screens: Tensor, empty: Tensor) -> Tensor:
+    """-> [B, H / 4 - 1, W / 4 - 1] bool. The first layer sees two by two blocks of four by four
+    pixels."""
+    a, b = (screen.flatten(2).view(torch.int64) for screen in (screens, empty))
+    differs = (a != b).view(torch.int16)  # [B, H, W / 4]: one for two times two pixels
+    differs = differs.view(len(differs), -1, STRIDE, differs.shape[2])
+    blocks = differs[:, :, 0] | differs[:, :, 1] | differs[:, :, 2] | differs[:, :, 3]
+    halves = blocks[:, :-1] | blocks[:, 1:]
+    places: Tensor = (halves[:, :, :-1] | halves[:, :, 1:]) != 0
+    return places
+
+
+def _pixels_seen(screens: Tensor, empty: Tensor, where: Where) -> Tensor:
+    """-> [P + 1, KERNEL * KERNEL * STACK] f32, the last row of zeros."""
+    image, row, column = where
+    seen = torch.zeros(len(image) + 1, KERNEL * KERNEL * STACK)
+    seen[:-1] = _pixels(screens, image, row, column)
+    seen[:-1] -= _pixels(empty, torch.zeros_like(image), row, column)
+    return seen
+
+
+def _pixels(screens: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """[B, H, W, STACK] u8 and three times [P] i64 -> [P, KERNEL * KERNEL * STACK] u8."""
+    _, height, width, _ = screens.shape
+    quads = screens.flatten().view(QUAD)
+    per_row = width // STRIDE
+    first = (image * height + row * STRIDE) * per_row + column  # the upper left quad
+    within = (torch.arange(KERNEL)[:, None] * per_row + torch.arange(KERNEL // STRIDE)).flatten()
+    found = quads.index_select(0, (first[:, None] + within).flatten())
+    return found.view(torch.uint8).view(len(first), KERNEL * KERNEL * STACK)

@@ -125,7 +125,7 @@ def bare(config: Config, batch: TransitionBatch, channels_last: bool, compiled: 
         network_for(config, device.type).to(device=device, memory_format=layout)  # type: ignore[call-overload]
         for _ in range(2)
     )
-    for network in (online, target):  # some of what they compute depends on it
+    for network in (online, target):  # how much they compute depends on it
         network.standardize(batch.obs.flatten(0, 1).cpu())
     target.for_inference().requires_grad_(False)
     obs, next_obs = (x.to(memory_format=layout, copy=True) for x in (batch.obs, batch.next_obs))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.config import STACK
 
-KERNEL, STRIDE = 8, 4  # of the first layer
+KERNEL, STRIDE = 8, 4  # of the first layer: two by two blocks of four by four pixels
 QUAD = torch.complex128  # what carries 16 bytes at once: four pixels of a row, each of STACK bytes
 LARGEST_SHARE = 0.25  # of the first layer's places: where more differ, F.conv2d is faster
 FEWEST_SCREENS = 32  # and where there are fewer
@@ -31,7 +31,7 @@ def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]
     f32, channels last.
     """
     screens = obs.permute(0, 2, 3, 1)  # [B, H, W, STACK]
-    if not screens.is_contiguous() or not _fits(*screens.shape) or not pays_here():
+    if not (pays_here() and screens.is_contiguous() and _fits(screens, layers[0])):
         return None
     empty = background.to(torch.uint8)[None, :, :, None].expand_as(screens[:1]).contiguous()
     differs = _places_that_differ(screens, empty)
@@ -59,9 +59,12 @@ def pays_here() -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
-def _fits(images: int, height: int, width: int, channels: int) -> bool:
+def _fits(screens: Tensor, first: Layer) -> bool:
+    images, height, width, channels = screens.shape
+    weight, _, stride = first
+    by_blocks = (*weight.shape[2:], stride) == (KERNEL, KERNEL, STRIDE)
     whole = height % STRIDE == width % STRIDE == 0
-    return images >= FEWEST_SCREENS and channels == STACK and whole
+    return images >= FEWEST_SCREENS and channels == STACK and by_blocks and whole
 
 
 def _product(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -77,8 +80,7 @@ def _rows(differs: Tensor, where: Where) -> Tensor:
 
 
 def _places_that_differ(screens: Tensor, empty: Tensor) -> Tensor:
-    """-> [B, H / 4 - 1, W / 4 - 1] bool. The first layer sees two by two blocks of four by four
-    pixels."""
+    """-> [B, H / 4 - 1, W / 4 - 1] bool: of the first layer."""
     a, b = (screen.flatten(2).view(torch.int64) for screen in (screens, empty))
     differs = (a != b).view(torch.int16)  # [B, H, W / 4]: one for two times two pixels
     differs = differs.view(len(differs), -1, STRIDE, differs.shape[2])

@@ -11,6 +11,8 @@ from pathlib import Path
 from common.config import Config, is_utf8
 from common.errors import ConfigError
 
+WRITTEN_ANEW = ("config.json", "best.safetensors", "last.safetensors", "result.json")  # by a run
+
 
 def make_run_dir(config: Config) -> Path:
     """The run's folder, made if need be; absolute."""
@@ -73,7 +75,8 @@ def has_checkpoint(run_dir: Path) -> bool:
 
 
 def require_unused(run_dir: Path) -> None:
-    """Raises ConfigError when a run has left its records here."""
+    """Raises ConfigError when a run has left its records here, or a new one would overwrite what
+    lies here."""
     if has_checkpoint(run_dir):
         raise ConfigError(
             f"{run_dir} holds a run already: continue it with --resume {run_dir}, or choose "
@@ -84,6 +87,12 @@ def require_unused(run_dir: Path) -> None:
             f"{run_dir} holds a run that ended before its first checkpoint: remove the folder, or "
             "choose another --run-dir."
         )
+    for name in WRITTEN_ANEW:
+        if (run_dir / name).exists():
+            raise ConfigError(
+                f"{run_dir} holds a {name}, which a run there would overwrite: choose another "
+                "--run-dir, or move it away."
+            )
 
 
 @contextlib.contextmanager

@@ -163,8 +163,11 @@ class Trainer:
             tensor.lerp_(online[name], share)
 
     def standardize(self, frames: Tensor) -> None:
-        """Set the input scaling of all networks from `frames` [F, 84, 84] u8."""
-        self.online.standardize(frames.to(self.device))
+        """Set the input scaling of all networks from `frames` [F, 84, 84] u8.
+
+        Measured on the CPU, wherever they lie: the same bits for every device.
+        """
+        self.online.standardize(frames.cpu())
         self.sync_target()
         self.average_policy(share=1.0)
 

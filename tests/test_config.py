@@ -200,6 +200,16 @@ def test_a_folder_with_rows_and_no_checkpoint_is_not_begun_in_again(tmp_path: Pa
         require_unused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", ["config.json", "best.safetensors", "last.safetensors", "result.json"]
+)
+def test_a_run_does_not_begin_where_it_would_overwrite_something(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"holds a {name}, which a run there would overwrite"):
+        require_unused(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
 def test_runs_that_begin_in_one_second_get_folders_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -153,6 +153,9 @@ def test_it_is_left_to_conv2d_where_that_is_faster(monkeypatch: pytest.MonkeyPat
     assert convolve_foreground(obs, background, layers) is not None
     obs[:, 0, : lines + 8] += 1
     assert convolve_foreground(obs, background, layers) is None  # too much differs
+    (weight, bias, _), *others = layers
+    wider = [(weight, bias, 8), *others]
+    assert convolve_foreground(still(background), background, wider) is None  # other blocks
     odd = still(torch.zeros(86, 84), (FEWEST_SCREENS, 4, 86, 84))
     assert convolve_foreground(odd, torch.zeros(86, 84), layers) is None  # no whole blocks
     monkeypatch.setattr(foreground, "pays_here", lambda: False)

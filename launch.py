@@ -60,6 +60,7 @@ from common.run_folder import (
 from common.schedules import epsilon_of
 from common.supervisor import ChildSpec, Supervisor
 
+MOST_GAMES = 1000  # of `eval`, which plays all of them at once
 VERBS = ("train", "eval", "bench", "keys")
 INTERNAL_VERBS = ("learner", "actor")  # the child processes of `train`
 LIBRARIES = frozenset(
@@ -187,7 +188,7 @@ def train_in_lock_step(
     check_saves(player.state_dict())  # now, not at the first save
     learner = Learner(config, run_dir, resume, STARTED, player)
     keep_config()
-    reason, last_save = "", time.monotonic()
+    reason = ""
     while not reason:
         for chunk in player.step(epsilon_of(config, 0, learner.inserted)):
             learner.insert(chunk)
@@ -197,13 +198,11 @@ def train_in_lock_step(
                     weights = learner.weights()
                     player.load_weights(weights.version, weights.vector)
         learner.records.tick(learner, None)
-        if 0 < config.checkpoint_period_seconds < time.monotonic() - last_save:
-            learner.save_now()
-            last_save = time.monotonic()
+        learner.save_when_due()
         reason = learner.records.finished(learner.inserted, stop.reason)
-    all_written = finish(learner, None, reason)
+    code = finish(learner, None, reason, stop)
     player.close()
-    return 1 if not all_written else INTERRUPTED if reason == stop.reason else 0
+    return code
 
 
 # -- the other verbs ----------------------------------------------------------------------------
@@ -214,7 +213,7 @@ def learner(words: list[str]) -> int:
     folder, parent, started, resume = internal("learner", words)
     die_with_parent(int(parent))
     run_dir = Path(folder)
-    config = Config.from_json(run_dir / "config.json")
+    config = Config.from_file(run_dir / "config.json")
     stop = StopSignal(*stop_signals())  # from whoever signals every process
     from learner.learner import run_learner
 
@@ -234,7 +233,7 @@ def actor(words: list[str]) -> int:
     folder, parent, actor_id, incarnation = internal("actor", words)
     die_with_parent(int(parent))
     run_dir = Path(folder)
-    config = Config.from_json(run_dir / "config.json")
+    config = Config.from_file(run_dir / "config.json")
     from actors.actor import run_actor
 
     beats = Heartbeats.open(run_dir / "heartbeats")
@@ -268,9 +267,12 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=12345, help="of the games (default: 12345)")
     parser.add_argument("--env", default="", help="the policy's game, where it imports a module")
     given = parser.parse_args(words)
-    for name, value, least in (("games", given.games, 1), ("seed", given.seed, 0)):
-        if value < least:
-            raise ConfigError(f"--{name} is {value}, expected at least {least}.")
+    for name, value, low, high in (
+        ("games", given.games, 1, MOST_GAMES),
+        ("seed", given.seed, 0, 2**63 - 1),
+    ):
+        if not low <= value <= high:
+            raise ConfigError(f"--{name} is {value}, expected {low} to {high}.")
     from actors.evaluator import evaluate as play
     from common.policy_file import load_policy
 
@@ -288,12 +290,14 @@ def evaluate(words: list[str]) -> int:
             "when it ends."
         ) from None
     policy = load_policy(path)
-    imports_a_module = ":" in policy.config.env
-    if given.run.suffix == ".safetensors" and imports_a_module and policy.config.env != given.env:
+    its_game = policy.config.env
+    if given.run.suffix == ".safetensors" and ":" in its_game and its_game != given.env:
         raise ConfigError(
-            f"{path} wants to import a module for its game, {policy.config.env}: repeat that with "
-            f"--env {policy.config.env} if you trust the file."
+            f"{path} wants to import a module for its game, {its_game}: repeat that with "
+            f"--env {its_game} if you trust the file."
         )
+    if given.env not in ("", its_game):
+        raise ConfigError(f"The policy in {path} plays {its_game} only: leave out --env.")
     with no_system_exit():
         scores = play(policy, given.games, given.seed)
     print("scores", *(f"{score:+.0f}" for score in sorted(scores)))

@@ -51,7 +51,9 @@ ON_GPU = (
     *("--samples-per-insert", "1.6", "--publish-period-updates", "80"),
     *("--replay-transitions", "100000", "--learning-starts-transitions", "5000"),
 )
-ALWAYS_ENOUGH = ("--samples-per-insert", "8")  # of the presets with the most training per env step
+# 15 actors give some 20,000 env steps/s: of 32 samples each a learner would need 5,000 updates/s of
+# 128 to run out of them.
+ALWAYS_ENOUGH = ("--samples-per-insert", "32")
 ACTORS = (4, 8, 12, 15)
 TOP = 20_000.0  # env steps/s
 WATCH_SECONDS = 240.0  # start-up included

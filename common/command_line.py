@@ -46,7 +46,7 @@ def parse(words: list[str]) -> Order:
 
 def _resumed(run_dir: Path, given: dict[str, Any]) -> Config:
     """The run's own configuration with what may change changed."""
-    config = Config.from_json(run_dir / "config.json")
+    config = Config.from_file(run_dir / "config.json")
     fixed = [flag(name) for name in given if name not in RESUME_MAY_CHANGE]
     if fixed:
         raise ConfigError(

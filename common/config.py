@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from common.errors import ConfigError
+from common.errors import ConfigError, Mismatch
 from common.machine import cores
 
 FRAME_SHAPE = (84, 84)
@@ -172,8 +172,8 @@ class Config:
         if self.learning_starts_transitions > self.replay_transitions:
             raise ConfigError(
                 f"--learning-starts-transitions ({self.learning_starts_transitions}) exceeds "
-                f"--replay-transitions ({self.replay_transitions}): learning would never start; "
-                "lower the one or raise the other."
+                f"--replay-transitions ({self.replay_transitions}): what was played first would be "
+                "overwritten before anything is learned; lower the one or raise the other."
             )
         if self.batch_size > self.learning_starts_transitions:
             raise ConfigError(
@@ -235,22 +235,43 @@ class Config:
         return max(1, cores() - 1) if self.cuda else max(2, cores() // 2)
 
     def portable(self) -> "Config":
-        """The same without what is of one start of one run alone."""
-        return dataclasses.replace(self, run_dir="", run_id="")
+        """The same without what is of one run on one machine alone: its folder, its number, where
+        its learner listened."""
+        return dataclasses.replace(self, run_dir="", run_id="", bind="", keys="")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, path: Path) -> "Config":
-        """Read a run's config.json. Raises ConfigError when it is not one."""
+    def from_file(cls, path: Path) -> "Config":
+        """Read a run's config.json. Raises ConfigError when it is not one, Mismatch when it is
+        another version's."""
         try:
-            return cls(**json.loads(path.read_text()))
+            return cls.from_json(path.read_text(), str(path))
         except (FileNotFoundError, NotADirectoryError):
             raise ConfigError(f"There is no run in {path.parent}: it has no {path.name}.") from None
-        except (OSError, ValueError, TypeError) as error:
-            why = str(error).rstrip(".")
-            raise ConfigError(f"{path} is not a configuration of this version: {why}.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"Cannot read {path}: {error}.") from None
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> "Config":
+        """The inverse of `to_json`: every setting must be there, or a version with other defaults
+        would have made another experiment of it. where: it was found, for the sentence.
+
+        Raises ConfigError when it is no configuration, Mismatch when it is another version's.
+        """
+        try:
+            found = dict(json.loads(text))
+        except (TypeError, ValueError):
+            raise ConfigError(f"{where} is not a configuration.") from None
+        names = {field.name for field in dataclasses.fields(cls)}
+        if odd := sorted(names ^ set(found)):
+            what = "it lacks" if odd[0] in names else "nothing is known here of"
+            raise Mismatch(f"{where} is of another version of Volley: {what} {odd[0]!r}.")
+        try:
+            return cls(**found)
+        except ConfigError as error:
+            raise ConfigError(f"{where} is not a configuration: {error}") from None
 
 
 OF_THE_GAME = frozenset({"n_actions", "frames_per_env_step"})

@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError, ValueError):
-    """A setting is wrong, or does not suit this machine."""
+    """A setting or a file is wrong, or does not suit this machine."""
 
     exit_code = 2
 

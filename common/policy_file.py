@@ -1,10 +1,9 @@
 """A policy as a file: one network, the configuration that it needs, and what is known of it.
 
 `best.safetensors` and `last.safetensors` of a run. The metadata holds strings only: `config` is the
-run's config.json without its folder and its number.
+run's config.json without what is of that run alone.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,16 +41,16 @@ class Policy:
 def load_policy(path: Path) -> Policy:
     """Read a policy file, or a checkpoint's model.safetensors (its run's config.json beside).
 
-    Raises ConfigError when the file is not a policy of ours.
+    Raises ConfigError when the file is not a policy of ours, Mismatch when it is another version's.
     """
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if "config" in about:
-            config = Config(**json.loads(about["config"]))
+            config = Config.from_json(about["config"], str(path))
         else:
-            config = Config.from_json(path.absolute().parent.parent.parent / "config.json")
+            config = Config.from_file(path.absolute().parent.parent.parent / "config.json")
             played = "policy." if config.policy_average_updates else "online."
             tensors = {n[len(played) :]: t for n, t in tensors.items() if n.startswith(played)}
         network = network_for(config)

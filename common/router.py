@@ -77,7 +77,7 @@ class LearnerEndpoint:
         self._encoded_weights: tuple[int, bytes] = (-1, b"")
         self._announced_version = -1
         self._unsent_acks: set[int] = set()  # to sessions whose queue was full
-        self._stopping, self._reason = False, ""
+        self._stopping = False
         self._failure: BaseException | None = None
         self._context = zmq.Context()
         self._authenticator = keys.start(self._context) if keys else None
@@ -160,11 +160,10 @@ class LearnerEndpoint:
         """Actors that came back with a new session."""
         return self._sessions.restarts
 
-    def stop(self, reason: str = "the run is over") -> None:
+    def stop(self) -> None:
         """Say goodbye to every actor and close; a second call does nothing."""
         if self._stopping:
             return
-        self._reason = reason
         self._stopping = True
         self._wake()
         if self._thread.is_alive():
@@ -205,7 +204,7 @@ class LearnerEndpoint:
                 self._grant()
                 self._retry_acks()
             for session in self._sessions:
-                bye = messages.encode(Header(Type.BYE, session.id), self._reason)
+                bye = messages.encode(Header(Type.BYE, session.id))
                 self._send(session.route, bye)
         except BaseException as error:
             self._failure = error

@@ -5,6 +5,7 @@ longer than the GPU needs for the work.
 """
 
 import functools
+import gc
 from collections.abc import Callable, Sequence
 
 import torch
@@ -105,12 +106,16 @@ def as_cuda_graph(function: Launch) -> Launch:
     usual = torch.cuda.current_stream()
     usual.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
+    gc.collect()  # now: garbage of the GPU that is given back within a capture would spoil it
+    gc.disable()
     try:
         with torch.cuda.graph(graph):
             function()
     except BaseException:
         torch.cuda.set_stream(usual)  # a capture that fails would leave its own
         raise
+    finally:
+        gc.enable()
 
     @functools.wraps(function)  # and so holds on to it: the graph works on its tensors
     def launch() -> None:

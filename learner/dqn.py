@@ -94,20 +94,21 @@ class Trainer:
         number = self.updates + 1
         if self._captured:
             told = self._captured(batch, self.adam.learning_rate)
+
+            def outcome() -> tuple[UpdateStats, Tensor]:
+                figures_and_errors = told()
+                return self._checked(figures_and_errors[:3], number), figures_and_errors[3:]
         else:
             figures, td_error = self._gradient(batch)
             stats = self._checked(figures, number)
             self.adam.step(max(1.0, stats.grad_norm / self._norm_limit))
+
+            def outcome() -> tuple[UpdateStats, Tensor]:
+                return stats, td_error
+
         self.updates = number
         if number % self.config.target_sync_period_updates == 0:
             self.sync_target()
-        if not self._captured:
-            return lambda: (stats, td_error)
-
-        def outcome() -> tuple[UpdateStats, Tensor]:
-            figures_and_errors = told()
-            return self._checked(figures_and_errors[:3], number), figures_and_errors[3:]
-
         return outcome
 
     def _gradient(self, batch: TransitionBatch) -> tuple[Tensor, Tensor]:

@@ -100,7 +100,7 @@ class Learner:
         # Of the update that is not yet taken in: the transitions' ids, what waits for the rest.
         self._begun: tuple[np.ndarray, Callable[[], tuple[UpdateStats, torch.Tensor]]] | None = None
         self.weights_version = 0
-        self._next_keep = 0.0
+        self._next_keep, self._last_save = 0.0, time.monotonic()
         self.checkpoints = Checkpointer(
             run_dir / "checkpoints", self.replay, config.checkpoints_kept
         )
@@ -217,6 +217,13 @@ class Learner:
         with self.timings.section("checkpoint"):
             self.checkpoints.save_now(self._snapshot(), beat)
 
+    def save_when_due(self) -> None:
+        """Every checkpoint_period_seconds; in lock-step, whose games must stand still meanwhile,
+        done when it returns."""
+        if 0 < self.config.checkpoint_period_seconds < time.monotonic() - self._last_save:
+            (self.save_now if self._player else self.save)()
+            self._last_save = time.monotonic()
+
     def _snapshot(self) -> Snapshot:
         self.take_in()
         self.trainer.check_weights()
@@ -302,16 +309,14 @@ def run_learner(
         transport.stop()
     for chunk in transport.drain():  # acknowledged, so ours
         learner.insert(chunk)
-    saved = finish(learner, transport, reason, beat)
-    # A stop that came while the end was saved did not end it.
-    return 1 if not saved else INTERRUPTED if reason == stop.reason else 0
+    return finish(learner, transport, reason, stop, beat)
 
 
 def learn(
     learner: Learner, transport: LearnerEndpoint, stop: StopSignal, beat: Callable[[], None]
 ) -> str:
     """The loop. -> why it ended."""
-    reason, period, last_save = "", learner.config.checkpoint_period_seconds, time.monotonic()
+    reason = ""
     published, next_publish = learner.weights_version, 0.0
     while not reason:
         beat()
@@ -328,9 +333,7 @@ def learn(
             published, next_publish = learner.weights_version, time.monotonic() + PUBLISH_SECONDS
         transport.set_insert_limit(learner.insert_limit(), learner.inserted)
         learner.records.tick(learner, transport)
-        if 0 < period < time.monotonic() - last_save:
-            last_save = time.monotonic()
-            learner.save()
+        learner.save_when_due()
         reason = learner.records.finished(learner.inserted, stop.reason)
     return reason
 
@@ -339,13 +342,20 @@ def finish(
     learner: Learner,
     transport: LearnerEndpoint | None,
     reason: str,
+    stop: StopSignal,
     beat: Callable[[], None] = lambda: None,
-) -> bool:
-    """The last checkpoint and result.json. -> all of it written?"""
+) -> int:
+    """The last checkpoint and result.json. -> exit code.
+
+    reason: why the run ended, stop's or another: a stop that comes while the end is saved did not
+    end it.
+    """
     learner.save_now(beat)
     if error := learner.checkpoints.error:
         say(f"The final checkpoint could not be written: {error}; those before it are kept.")
-    return learner.records.finish(learner, transport, reason) and not error
+    if not learner.records.finish(learner, transport, reason) or error:
+        return 1
+    return INTERRUPTED if reason == stop.reason else 0
 
 
 def open_transport(config: Config, run_dir: Path) -> LearnerEndpoint:

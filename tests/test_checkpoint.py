@@ -1,7 +1,6 @@
 """Checkpoints: exact, verified, and never worse than the one before."""
 
 import dataclasses
-import itertools
 import json
 import os
 import signal
@@ -146,6 +145,31 @@ def test_a_checkpoint_that_loads_half_leaves_nothing_behind(
     assert list(restored.chunks) == expected
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine that loses power has done what was synced, and of the rest whatever it liked."""
+    done: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        sync(descriptor)
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append(f"now {target.name}")
+        return rename(self, target)
+
+    monkeypatch.setattr("learner.checkpoint.os.fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    save(tmp_path, make_replay(chunks=10), 100)
+    (checkpoint,) = list_checkpoints(tmp_path)
+    *files, folder, named, parent = done
+    assert sorted(files) == sorted(path.name for path in checkpoint.iterdir())
+    assert folder.startswith("unfinished-") and named == f"now {checkpoint.name}"
+    assert parent == tmp_path.name
+
+
 def chunk_of_more(i: int) -> Any:
     return chunk_of(Spec.of(config()), 16, 1_000 + 20 * i)
 
@@ -165,7 +189,6 @@ def test_what_the_ring_overwrites_while_it_is_being_saved_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replay = make_replay(chunks=16)
-    live = len(replay.chunks)
     read = replay.read_chunk
     monkeypatch.setattr("learner.checkpoint.SEGMENT_CHUNKS", 4)
 
@@ -181,7 +204,6 @@ def test_what_the_ring_overwrites_while_it_is_being_saved_is_left_out(
     restored = make_replay()
     load(tmp_path, restored)
     assert list(restored.chunks) == before[1:]
-    assert len(before) == live
 
 
 def damage_flip(path: Path) -> None:
@@ -574,13 +596,18 @@ def test_lock_step_plays_what_it_has_learned_with_the_epsilon_of_the_moment(
 
 
 def test_lock_step_saves_on_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = itertools.count()  # of the loop, in place of seconds
-    monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: next(turns)))
+    turns, play = [0], Player.step  # of the loop, in place of seconds
+
+    def step(self: Player, epsilon: float) -> Any:
+        turns[0] += 1
+        return play(self, epsilon)
+
+    monkeypatch.setattr(Player, "step", step)
+    monkeypatch.setattr("learner.learner.time", SimpleNamespace(monotonic=lambda: turns[0]))
     flags = ("--checkpoint-period-seconds", "100", "--checkpoints-kept", "500")
     assert lock_step(tmp_path, "--max-env-steps", "900", *flags) == 0
-    looks = next(turns) - 1
-    assert looks > 300
-    assert len(list_checkpoints(tmp_path / "checkpoints")) == looks // 102 + 1  # and at the end
+    assert turns[0] > 300
+    assert len(list_checkpoints(tmp_path / "checkpoints")) == turns[0] // 101 + 1  # and at the end
 
 
 def test_a_checkpoint_of_another_version_says_so(

@@ -1,16 +1,18 @@
 """Settings validate themselves, and the flags follow from them."""
 
 import dataclasses
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from common.command_line import field_docs, parse
-from common.config import Config
-from common.errors import ConfigError
+from common.command_line import RESUME_MAY_CHANGE, field_docs, parse
+from common.config import OF_CHECKPOINTS, OF_TRANSITIONS, Config
+from common.errors import ConfigError, Mismatch
 from common.presets import PRESETS, did_you_mean, make_config
-from common.run_folder import make_run_dir, require_unused
+from common.run_folder import make_run_dir, replace_file, require_unused
 from common.schedules import epsilon_of, ladder_epsilon, learning_rate_of, linear_epsilon
 from tests.builders import config
 
@@ -42,6 +44,50 @@ def test_the_book_is_the_reference_number_for_number() -> None:
     assert (book.clip_rewards, book.episodic_life, book.noop_max) == (False, False, 0)
 
 
+def test_the_frugal_preset_trains_more_on_less() -> None:
+    frugal = make_config("pong-frugal")
+    assert (frugal.samples_per_insert, frugal.samples_per_insert_mastered) == (8.0, 0.0)
+    assert (frugal.learning_starts_transitions, frugal.replay_transitions) == (4_000, 200_000)
+    assert (frugal.epsilon_final, frugal.epsilon_decay_env_steps) == (0.01, 40_000)
+    assert (frugal.learning_rate, frugal.learning_rate_final) == (3e-4, 0.0)
+    assert (frugal.target_sync_period_updates, frugal.policy_average_updates) == (500, 0)
+    assert (frugal.n_step, frugal.network, frugal.prioritized) == (5, "nips", True)
+
+
+def test_atari_is_the_fields_usual_game() -> None:
+    """Mnih et al. 2015 (no-ops, lives, signs of rewards, a million frames), with double, dueling,
+    prioritized and Rainbow's 3-step return and epsilon of Adam (Hessel et al. 2018, table 1)."""
+    atari = make_config("atari")
+    assert (atari.noop_max, atari.episodic_life, atari.clip_rewards) == (30, True, True)
+    assert (atari.network, atari.dueling, atari.double, atari.prioritized) == (
+        *("nature", True, True, True),
+    )
+    assert (atari.replay_transitions, atari.learning_starts_transitions) == (1_000_000, 50_000)
+    assert (atari.n_step, atari.gamma, atari.adam_epsilon) == (3, 0.99, 1.5e-4)
+    assert (atari.learning_rate, atari.learning_rate_final) == (1e-4, 0.0)
+    assert (atari.samples_per_insert, atari.samples_per_insert_mastered) == (8.0, 0.0)
+    assert (atari.epsilon_final, atari.epsilon_decay_env_steps) == (0.01, 1_000_000)
+    assert (atari.target_sync_period_updates, atari.policy_average_updates) == (2_000, 0)
+    assert atari.reward >= 1e9  # out of reach: it ends by its limits only
+
+
+def test_what_decides_the_meaning_of_chunks_and_checkpoints_is_all_there() -> None:
+    """A field that is missing here would let two processes, or a run and its checkpoint, take the
+    same bytes for different things."""
+    of_a_game = {"env", "n_actions", "noop_max", "episodic_life", "clip_rewards"}
+    of_learning = {"n_step", "gamma", "chunk_transitions", "network", "dueling"}
+    assert set(OF_TRANSITIONS) == of_a_game | of_learning
+    kept = {"replay_transitions", "prioritized", "policy_average_updates"}
+    assert set(OF_CHECKPOINTS) == of_a_game | of_learning | kept
+
+
+def test_a_resumed_run_may_change_how_it_is_run_and_nothing_that_it_learns() -> None:
+    machine = {"actors", "learner_threads", "window_chunks", "cuda", "replay_device"}
+    addresses, limits = {"bind", "keys"}, {"reward", "max_env_steps", "max_minutes"}
+    records = {"log_period_seconds", "checkpoint_period_seconds", "checkpoints_kept"}
+    assert machine | addresses | limits | records == RESUME_MAY_CHANGE
+
+
 @pytest.mark.parametrize(
     ("cores", "cuda", "actors"),
     [(1, False, 2), (2, False, 2), (16, False, 8), (16, True, 15), (1, True, 1)],
@@ -64,7 +110,7 @@ def test_the_actors_suit_the_machine_unless_they_are_given(
         ({"learning_rate": float("nan")}, "--learning-rate is nan, expected a number"),
         ({"loss": "hinge"}, "--loss is 'hinge', expected huber or mse"),
         ({"batch_size": 2.5}, "--batch-size is 2.5, expected int"),
-        ({"learning_starts_transitions": 10**6}, "learning would never start"),
+        ({"learning_starts_transitions": 10**6}, "would be overwritten before anything is learned"),
         ({"batch_size": 20_000}, "the first batch could not be filled"),
         ({"samples_per_insert_tolerance": 0.5}, "is 0.5, expected 0 or at least 1."),
         ({"seed": 3_000_000_000}, "--seed is 3000000000, expected at most 2147483647."),
@@ -128,10 +174,45 @@ def test_a_configuration_survives_its_json(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     config = make_config("book", seed=5)
     path.write_text(config.to_json())
-    assert Config.from_json(path) == config
-    path.write_text('{"no_such_field": 1}')
-    with pytest.raises(ConfigError, match="not a configuration"):
-        Config.from_json(path)
+    assert Config.from_file(path) == config
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Config)])
+def test_a_configuration_that_lacks_a_setting_is_not_completed_but_refused(field: str) -> None:
+    found = json.loads(make_config("book").to_json())
+    del found[field]
+    with pytest.raises(Mismatch, match=f"^here is of another version of Volley: .*'{field}'"):
+        Config.from_json(json.dumps(found), "here")
+
+
+def test_a_configuration_with_an_unknown_setting_is_of_another_version() -> None:
+    found = {**json.loads(make_config("book").to_json()), "hinge": 1}
+    with pytest.raises(Mismatch, match="nothing is known here of 'hinge'"):
+        Config.from_json(json.dumps(found), "here")
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "7", "null", '{"gamma": 0.9', "\ufeff{}"])
+def test_what_is_no_configuration_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json is not a configuration\.$"):
+        Config.from_file(tmp_path / "config.json")
+
+
+def test_a_configuration_with_a_setting_out_of_range_says_which(tmp_path: Path) -> None:
+    found = {**json.loads(make_config("book").to_json()), "gamma": 1.5}
+    with pytest.raises(ConfigError, match=r"^here is not a config.*--gamma is 1\.5, expected 0 to"):
+        Config.from_json(json.dumps(found), "here")
+
+
+def test_a_configuration_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"Cannot read .*config\.json: 'utf-8' codec can't"):
+        Config.from_file(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ConfigError, match=r"Cannot read .*config\.json: .*Is a directory"):
+        Config.from_file(path)
 
 
 def test_epsilon_falls_as_in_the_reference() -> None:
@@ -208,6 +289,28 @@ def test_a_run_does_not_begin_where_it_would_overwrite_something(tmp_path: Path,
     with pytest.raises(ConfigError, match=f"holds a {name}, which a run there would overwrite"):
         require_unused(tmp_path)
     assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_file_that_is_replaced_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        done.append(f"{path.name}: {path.read_text()}")
+        sync(descriptor)
+
+    def replaced(self: Path, target: Path) -> Path:
+        done.append(f"now {target.name}")
+        return replace(self, target)
+
+    monkeypatch.setattr("common.run_folder.os.fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    replace_file(tmp_path / "result.json", b"{}")
+    assert done == ["result.json.unfinished: {}", "now result.json"]
+    assert (tmp_path / "result.json").read_text() == "{}"
 
 
 def test_runs_that_begin_in_one_second_get_folders_of_their_own(

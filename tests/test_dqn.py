@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import math
 from collections.abc import Iterator
@@ -253,10 +254,16 @@ def test_a_graph_is_captured_after_a_warm_up_and_replayed(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "stream", lambda _: inside("side stream"))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **options: inside("capture"))
-    as_cuda_graph(lambda: events.append("step"))()
+    monkeypatch.setattr(gc, "collect", lambda: events.append("garbage"))
+
+    def step() -> None:
+        events.append("step" if gc.isenabled() else "step, no garbage collected")
+
+    as_cuda_graph(step)()
+    assert gc.isenabled()
     assert events == [
         *("wait", "side stream", *["step"] * WARM_UP_CALLS, "end of side stream", "wait"),
-        *("capture", "step", "end of capture", "replay"),
+        *("garbage", "capture", "step, no garbage collected", "end of capture", "replay"),
     ]
 
 
@@ -284,7 +291,7 @@ def test_a_capture_that_fails_gives_the_stream_back(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(torch.cuda, name, stand_in)
     with pytest.raises(RuntimeError, match="not in a capture"):
         as_cuda_graph(step)
-    assert streams == [usual]
+    assert streams == [usual] and gc.isenabled()
 
 
 def test_adam_steps_as_pytorchs_own_to_the_bit() -> None:
@@ -310,6 +317,26 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     with pytest.raises(NotFinite, match="loss is nan at update 1"):
         trainer.update(batch)
     assert all(torch.equal(v, before[k]) for k, v in trainer.online.state_dict().items())
+
+
+@pytest.mark.parametrize("on_a_gpu", [False, True])
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
+    monkeypatch: pytest.MonkeyPatch, on_a_gpu: bool, norm: float
+) -> None:
+    """As where squares of gradients that are still finite have a sum that is not."""
+    trainer = Trainer(config(batch_size=8), torch.device("cpu"))
+    if on_a_gpu:
+        as_on_a_gpu(trainer)
+    before = trainer.tensors()
+    with monkeypatch.context() as patched:
+        patched.setattr("learner.dqn.nn.utils.get_total_norm", lambda _: torch.tensor(norm))
+        with pytest.raises(NotFinite, match=f"gradient norm is {norm} at update 1:"):
+            trainer.update(random_batch())
+    for name, tensor in trainer.tensors().items():
+        counted = on_a_gpu and name.endswith(".step")  # that it was tried
+        assert torch.equal(tensor, before[name] + counted), name
+    assert math.isfinite(trainer.update(random_batch())[0].grad_norm)
 
 
 def test_weights_that_are_not_finite_are_named_before_they_go_anywhere() -> None:

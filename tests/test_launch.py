@@ -226,6 +226,7 @@ def test_a_learner_that_is_interrupted_itself_saves(tmp_path: Path) -> None:
     assert list((tmp_path / "checkpoints").glob("step-*"))
 
 
+PRETRAINED = str(ROOT / "pretrained" / "pong.safetensors")
 BAD_INPUT = [
     (["--actors", "-1"], 2, "--actors is -1, expected 0 to 4096."),
     (["--actors", "two"], 2, "invalid int value: 'two'"),
@@ -235,7 +236,10 @@ BAD_INPUT = [
     (["actor"], 2, "is started by `train`"),
     (["learner", "a", "b", "c", "d"], 2, "is started by `train`"),
     (["keys", str(ROOT / "README.md")], 2, "Cannot make keys in"),
-    (["eval", str(ROOT), "--seed", "-1"], 2, "--seed is -1, expected at least 0."),
+    (["eval", str(ROOT), "--seed", "-1"], 2, "--seed is -1, expected 0 to 9223372036854775807."),
+    (["eval", PRETRAINED, "--games", "0"], 2, "--games is 0, expected 1 to 1000."),
+    (["eval", PRETRAINED, "--games", "1001"], 2, "--games is 1001, expected 1 to 1000."),
+    (["eval", PRETRAINED, "--env", "ALE/Breakout-v5"], 2, "plays PongNoFrameskip-v4 only"),
     (["--env", "a:b:c"], 2, "a:b:c"),
     (["--cuda"], 2, "--cuda needs an NVIDIA GPU"),
     (["--samples-per-insert-tolerance", "0.5"], 2, "expected 0 or at least 1."),
@@ -306,6 +310,17 @@ def test_a_game_that_ends_its_process_is_a_bug_in_lock_step_too(where: str, tmp_
     )
     assert done.returncode == 1, done
     assert "RuntimeError: the game wanted to end its process" in done.stderr
+
+
+def test_a_run_of_another_version_is_a_mismatch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints" / "step-000000000001").mkdir(parents=True)
+    older = json.loads(config().to_json())
+    del older["noop_max"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    assert main(["--resume", str(tmp_path)]) == 3
+    assert "is of another version of Volley: it lacks 'noop_max'." in capsys.readouterr().err
 
 
 def test_what_the_run_said_before_is_kept_on_resume(tmp_path: Path) -> None:
@@ -449,8 +464,7 @@ def test_eval_plays_the_policy_of_a_run(tmp_path: Path) -> None:
 
 
 def test_the_shipped_policy_wins() -> None:
-    path = str(ROOT / "pretrained" / "pong.safetensors")
-    code, output = run("eval", path, "--games", "2")
+    code, output = run("eval", PRETRAINED, "--games", "2")
     assert code == 0, output
     mean = float(re.search(r"mean ([+-][\d.]+) over 2 greedy games", output)[1])  # type: ignore[index]
     assert mean > 10

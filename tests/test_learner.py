@@ -227,6 +227,7 @@ def test_the_input_is_standardized_once_by_what_warm_up_has_shown(folder: Folder
 def test_a_checkpoint_is_left_out_while_the_one_before_is_being_written(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And the last waits for it, with signs of life."""
     learner, may_go_on, written = folder.learner(config(), chunks=1), threading.Event(), []
 
     def write(self: Checkpointer, snapshot: Any, *_: Any, **options: Any) -> None:
@@ -236,8 +237,7 @@ def test_a_checkpoint_is_left_out_while_the_one_before_is_being_written(
     monkeypatch.setattr(Checkpointer, "_write", write)
     learner.save()
     learner.save()
-    may_go_on.set()
-    learner.save_now()
+    learner.save_now(beat=may_go_on.set)
     assert len(written) == 2  # the first, and the last, which is never left out
 
 

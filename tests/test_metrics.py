@@ -19,6 +19,7 @@ from common.messages import EpisodeStats, Spec
 from common.metrics import COLUMNS, Metrics, Scores
 from common.network import network_for
 from common.policy_file import load_policy, mean_score_of, save_policy
+from learner.dqn import UpdateStats
 from learner.learner import Learner
 from learner.records import Rates, Records
 from tests.builders import chunk_of, config
@@ -219,6 +220,36 @@ def test_a_period_in_which_nothing_arrived_has_no_speed(
     learner.records.metrics.close()
     speeds = [float(row["env_steps_per_second"]) for row in rows_of(tmp_path)]
     assert speeds[-1] == 0.0 and 50.0 in speeds
+
+
+def test_a_periods_figures_are_means_of_its_updates_and_rates_of_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
+    settings = config(log_period_env_steps=100, frames_per_env_step=4)
+    learner = Learner(settings, tmp_path, False, started=1000.0)
+    learner.records.tick(learner, None)
+    for n in (1.0, 2.0, 6.0):
+        learner.records.updated(UpdateStats(loss=n, q_mean=10 * n, grad_norm=100 * n))
+    learner.trainer.updates, learner.inserted, clock[0] = 30, 200, 1010.0
+    learner.records.tick(learner, None)
+    learner.records.updated(UpdateStats(5.0, 7.0, 9.0))  # of the next one
+    learner.inserted, clock[0] = 300, 1020.0
+    learner.records.tick(learner, None)
+    learner.records.metrics.close()
+    for tag, values in (
+        ("train/loss", [3.0, 5.0]),
+        ("train/q_mean", [30.0, 7.0]),
+        ("train/grad_norm", [300.0, 9.0]),
+        ("time/env_steps_per_s", [20.0, 10.0]),
+        ("time/env_frames_per_s", [80.0, 40.0]),
+        ("time/updates_per_s", [3.0, 0.0]),
+        ("speed", [20.0, 10.0]),
+    ):
+        assert points_of(tmp_path, tag) == list(zip((200, 300), values, strict=True)), tag
+    rows = rows_of(tmp_path)
+    assert [(row["loss"], row["q_mean"]) for row in rows] == [("3", "30"), ("5", "7")]
 
 
 def test_what_comes_in_just_after_a_period_is_no_burst() -> None:

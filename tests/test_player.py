@@ -1,15 +1,17 @@
 """The games of one actor: who joins when, and what is saved of them."""
 
+import itertools
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from actors.game import GymGame
 from actors.player import Player
 from actors.policy import epsilon_greedy
 from common.errors import ConfigError
-from common.messages import Chunk
+from common.messages import Chunk, Spec, decode_chunk, encode_chunk
 from tests.builders import config
 from tests.catch import Catch
 
@@ -122,6 +124,28 @@ def test_rewards_are_clipped_for_learning_and_scores_are_not(
     for i, episode in enumerate(episodes):
         assert episode.score == 3 * rewards[60 * i : 60 * (i + 1)].sum()
         assert episode.length_env_steps == 60
+
+
+def test_a_game_that_is_over_while_it_is_begun_is_told_of_with_a_length_that_is_believed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where no-ops at the start of a game lose all of it."""
+    begin, resets = GymGame.reset, itertools.count()
+
+    def reset(self: GymGame, seed: int | None = None) -> np.ndarray:
+        frame = begin(self, seed)
+        if next(resets) == 1:
+            self.scores.append(-7.0)
+        return frame
+
+    monkeypatch.setattr(GymGame, "reset", reset)
+    playing = player(games=1)
+    spec = Spec.of(playing.config)
+    chunks = [chunk for _ in range(130) for chunk in playing.step(1.0)]
+    sent = [decode_chunk(memoryview(encode_chunk(1, 1, chunk)), spec) for chunk in chunks]
+    told = [chunk.episode for chunk in sent if chunk.episode]
+    assert [game.length_env_steps for game in told] == [60, 1, 60]
+    assert told[1].score == -7.0
 
 
 class Preferring:

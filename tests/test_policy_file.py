@@ -2,17 +2,20 @@
 
 import collections
 import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from actors.evaluator import evaluate
-from actors.game import AtariGame
+from actors.game import AtariGame, Step
 from common.config import Config
-from common.errors import ConfigError
+from common.errors import ConfigError, Mismatch
 from common.network import network_for
 from common.policy_file import Policy, load_policy, mean_score_of, save_policy
 from tests.builders import CATCH, config
@@ -20,11 +23,12 @@ from tests.catch import Catch
 
 
 def test_a_policy_comes_back_with_its_configuration(tmp_path: Path) -> None:
-    path, settings = tmp_path / "best.safetensors", config(run_dir="/somewhere")
+    of_this_run = {"run_dir": "/somewhere", "run_id": "1f", "bind": "tcp://[::1]:5", "keys": "k"}
+    path, settings = tmp_path / "best.safetensors", config(**of_this_run)
     network = network_for(settings)
     save_policy(path, network, settings, {"mean_score_100": 19.54, "games": 255})
     policy = load_policy(path)
-    assert policy.config == config(run_dir="")
+    assert policy.config == config(run_dir="", run_id="", bind="", keys="")
     for name, tensor in network.state_dict().items():
         assert torch.equal(policy.network.state_dict()[name], tensor)
     assert mean_score_of(path) == 19.54
@@ -63,6 +67,63 @@ def test_what_is_not_a_policy_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ConfigError, match="is not a policy of this version"):
             load_policy(path)
+
+
+def test_a_policy_of_another_version_is_not_played_with_settings_that_it_did_not_have(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "p.safetensors"
+    older = json.loads(config().to_json())
+    del older["standardize"]
+    tensors = network_for(config()).state_dict()
+    path.write_bytes(save(tensors, {"config": json.dumps(older)}))
+    with pytest.raises(Mismatch, match=r"p\.safetensors is of another version .*'standardize'"):
+        load_policy(path)
+
+
+class Watched:
+    """A game whose every pixel is its number; its score too, once it has lasted as long."""
+
+    n_actions, frames_per_env_step = 4, 1
+
+    def __init__(self, number: int) -> None:
+        self.number, self.actions, self.scores = number, list[int](), list[float]()
+
+    def reset(self, seed: int | None = None) -> np.ndarray:
+        return self.frame()
+
+    def step(self, action: int) -> Step:
+        self.actions.append(action)
+        over = len(self.actions) == 2 + self.number
+        self.scores += [float(self.number)] * over
+        return Step(0.0, over, False, over)
+
+    def frame(self) -> np.ndarray:
+        return np.full((84, 84), self.number, np.uint8)
+
+    def close(self) -> None: ...
+
+
+def test_each_game_is_played_by_what_it_shows_itself_also_when_others_are_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    games: list[Watched] = []
+
+    def make(*_: Any) -> Watched:
+        games.append(Watched([2, 0, 3, 1][len(games)]))
+        return games[-1]
+
+    class OfItsPixels(torch.nn.Module):
+        n_actions = 4
+
+        def forward(self, obs: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(obs[:, -1, 0, 0].long(), 4)
+
+    monkeypatch.setattr("actors.evaluator.game_for", make)
+    policy = Policy(OfItsPixels(), config(n_actions=4))  # type: ignore[arg-type]
+    assert evaluate(policy, games=4, seed=1) == [2.0, 0.0, 3.0, 1.0]
+    for game in games:
+        assert game.actions == [game.number] * (2 + game.number)
 
 
 def always(settings: Config, action: int) -> Policy:

@@ -102,6 +102,21 @@ def test_a_batch_holds_what_was_stored_and_no_transition_twice() -> None:
             assert [stamp_of(f) for f in batch.next_obs[row]] == [first + 3 + k for k in range(4)]
 
 
+def test_the_last_transitions_of_an_episode_bootstrap_from_where_it_ended() -> None:
+    replay, spec = make_replay(n_step=3)
+    for i in range(3):
+        replay.add(chunk_of(spec, 16, 1_000 * (i + 1), terminal=True))
+    batch, ids = replay.sample(48)
+    assert sorted(ids.tolist()) == list(range(48))
+    for row, (chunk, offset) in enumerate(zip(*np.divmod(ids, 16), strict=True)):
+        obs = 1_000 * (chunk + 1) + offset
+        next_obs = min(obs + 3, 1_000 * (chunk + 1) + 16)
+        assert [stamp_of(f) for f in batch.obs[row]] == [obs + k for k in range(4)]
+        assert [stamp_of(f) for f in batch.next_obs[row]] == [next_obs + k for k in range(4)]
+        span = next_obs - obs
+        assert batch.discount[row] == spec.discounts()[span]
+
+
 def test_a_batch_carries_the_weights_of_its_sampler() -> None:
     class Weighing(UniformSampler):
         def sample(self, first_id: int, end_id: int, count: int) -> tuple[np.ndarray, np.ndarray]:

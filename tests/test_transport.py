@@ -329,9 +329,10 @@ def test_an_actor_of_another_run_takes_nobodys_place(pair: Pair) -> None:
     pair.learner.set_insert_limit(10_000, 0)
     ours = pair.actor()
     stranger = ActorEndpoint(config(run_id="another"), pair.address, 0, SIZE)
-    with contextlib.closing(stranger), pytest.raises(LearnerGone, match="no answer"):
-        stranger.handshake(0.5)
-    assert pair.learner.stats.refused > 0
+    with contextlib.closing(stranger):
+        with pytest.raises(LearnerGone, match="no answer"):
+            stranger.handshake(0.5)
+        eventually(lambda: pair.learner.stats.refused > 0)
     ours.send(pair.chunk(1))
     assert pair.taken(1) == [1]
     assert pair.learner.restarts == 0
@@ -379,7 +380,7 @@ def test_scarce_credit_goes_to_who_waited_longest(pair: Pair) -> None:
     for chunks in (1, 2, 3):
         pair.learner.set_insert_limit(16 * chunks, 0)
         got += pair.taken(1)
-    assert sorted(got) == [0, 1, 2]
+    assert got == [0, 1, 2]
 
 
 def test_junk_is_counted_and_disturbs_nobody(pair: Pair) -> None:

@@ -476,7 +476,7 @@ def test_all_verbs_take_the_flags_of_the_machine_and_their_own() -> None:
     there = ["out", "--packages", "packages.tar.xz", "--cpu"]
     bench = gpu_run.flag_parser().parse_args(["bench", *there, "--minutes", "3"])
     assert (bench.minutes, bench.rows, bench.cpu) == (3.0, ("16", "15", "14"), True)
-    assert gpu_run.flag_parser().parse_args(["test", *there]).verb == "test"
+    assert gpu_run.flag_parser().parse_args(["test", *there]).minutes == 2.5
     run = gpu_run.flag_parser().parse_args(["run", *there, "--seeds", "5"])
     assert (run.seeds, run.minutes) == ([5], 9.5)
 

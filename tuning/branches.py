@@ -124,7 +124,7 @@ def go_on(state: Path, run_dir: Path, variant: Variant, minutes: float) -> str:
     """A copy of the run, resumed with the variant's settings. -> what went wrong, or ''."""
     shutil.rmtree(run_dir, ignore_errors=True)
     shutil.copytree(state, run_dir)
-    config = Config.from_json(state / "config.json")
+    config = Config.from_file(state / "config.json")
     wanted = command_line.parse(variant.flags()).config
     settings = {name: getattr(wanted, name) for name in variant.settings}
     (run_dir / "config.json").write_text(dataclasses.replace(config, **settings).to_json())

@@ -8,7 +8,7 @@
 All three need Python, torch and numpy there, nothing else, end within --minutes and print their
 report. With --cpu they do the same without a GPU, to try it.
 
-`test`: the tests that need a GPU, in less than a minute; OUT holds report.md and what pytest said.
+`test`: the tests that need a GPU, by estimate a minute; OUT holds report.md and what pytest said.
 The one to begin with.
 
 `run`: each run gets an equal part of what is left, or all but a minute for each of the others where
@@ -77,7 +77,12 @@ LATER_SECONDS = 60.0 + ENDING_SECONDS  # kept for each run to come, where that l
 FEWEST_SECONDS = 10.0  # a run that would get less is left out
 # What a run needs is read from the disk, and tried, before the time of the first one begins.
 FACTS = """
-import ale_py, cv2, gymnasium, msgpack, platform, safetensors, torch, torch.utils.tensorboard, zmq
+import msgpack, platform, safetensors, torch, torch.utils.tensorboard, zmq
+from actors.game import make_game
+game = make_game("PongNoFrameskip-v4")
+game.reset(seed=0)
+for _ in range(10):
+    game.step(0)
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 if torch.cuda.is_available():
     torch.nn.Conv2d(4, 16, 8, 4).cuda()(torch.zeros(1, 4, 84, 84).cuda()).sum().backward()
@@ -125,17 +130,22 @@ def flag_parser() -> argparse.ArgumentParser:
     packing = verbs.add_parser("pack", help="archive the packages for that machine")
     packing.add_argument("folder", type=Path, help="where the archive goes")
     packing.add_argument("--python", default="3.12", help="version there (default: 3.12)")
-    there = argparse.ArgumentParser(add_help=False)
-    there.add_argument("out", type=Path, help="where the report goes")
-    there.add_argument("--packages", type=Path, required=True, help="the archive")
-    there.add_argument("--minutes", type=float, default=9.5, help="of all of it (9.5)")
-    there.add_argument("--cpu", action="store_true", help="without a GPU")
-    verbs.add_parser("test", parents=[there], help="the tests that need a GPU")
-    running = verbs.add_parser("run", parents=[there], help="train, evaluate, report")
+
+    def there(name: str, about: str, minutes: float = 9.5) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=about)
+        verb.add_argument("out", type=Path, help="where the report goes")
+        verb.add_argument("--packages", type=Path, required=True, help="the archive")
+        limit = f"of all of it ({minutes:g})"
+        verb.add_argument("--minutes", type=float, default=minutes, help=limit)
+        verb.add_argument("--cpu", action="store_true", help="without a GPU")
+        return verb
+
+    there("test", "the tests that need a GPU", minutes=2.5)
+    running = there("run", "train, evaluate, report")
     running.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     running.add_argument("--games", type=int, default=30, help="greedy ones, of each run (30)")
     running.add_argument("--variant", action="append", default=[], help="[name:]setting=value,...")
-    measuring = verbs.add_parser("bench", parents=[there], help="measure, report")
+    measuring = there("bench", "measure, report")
     measuring.add_argument("--rows", nargs="+", default=gpu_bench.ROWS, help="in this order")
     return parser
 
@@ -163,7 +173,17 @@ class Session:
     def require_gpu(self, cpu: bool) -> None:
         """Raises ConfigError when there is no working torch, or no GPU where one is asked for."""
         command = [sys.executable, "-c", FACTS]
-        facts = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        try:
+            facts = subprocess.run(
+                command,
+                env=self.environment,
+                cwd=LAUNCH.parent,
+                capture_output=True,
+                text=True,
+                timeout=max(1.0, self.left),
+            )
+        except subprocess.TimeoutExpired:
+            raise ConfigError("What a run needs could not be tried in the time given.") from None
         if facts.returncode:
             raise ConfigError(f"What a run needs fails here: {facts.stderr.strip()[-500:]}")
         self.machine = f"{facts.stdout.strip()}, {cores()} cores ({processor()})"

@@ -71,7 +71,7 @@ def keep(run_dir: Path, kept: Path) -> None:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(thinned(_rows(run_dir)))
-    config = Config.from_json(run_dir / "config.json").portable()
+    config = Config.from_file(run_dir / "config.json").portable()
     (kept / "config.json").write_text(config.to_json())
     replace_file(kept / "result.json", (run_dir / "result.json").read_bytes())
 

@@ -36,7 +36,7 @@ def numbered(spec: Spec, sender: int, number: int) -> Chunk:
 
 def main(config_path: str, keys: str) -> None:
     """keys: a folder, or empty."""
-    config, address = Config.from_json(Path(config_path)), "tcp://127.0.0.1:*"
+    config, address = Config.from_file(Path(config_path)), "tcp://127.0.0.1:*"
     endpoint = LearnerEndpoint(config, address, load_learner_keys(Path(keys)) if keys else None)
     endpoint.publish(Weights(1, np.zeros(WEIGHTS_SIZE, np.float32)))
     replay = Replay(config, make_sampler(config))

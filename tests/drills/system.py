@@ -110,7 +110,7 @@ class System:
 
     @property
     def config(self) -> Config:
-        return Config.from_json(self.run_dir / "config.json")
+        return Config.from_file(self.run_dir / "config.json")
 
     @property
     def learner(self) -> psutil.Process | None:

@@ -251,7 +251,7 @@ class Session:
             self.troubles[self.named(folder)] = trouble
         else:
             keep(run_dir, folder)
-        shutil.rmtree(run_dir)
+        shutil.rmtree(run_dir, ignore_errors=True)
         return not trouble
 
     def evaluate(self, kept: list[Path], games: int) -> None:

@@ -73,8 +73,9 @@ def main(argv: list[str] | None = None) -> int:
     """-> exit code.
 
     0 done or solved, 1 a bug, an actor that crashes or hangs again and again, training that
-    diverged or a last save that failed, 2 usage, 3 configuration mismatch, 4 authentication, 5 no
-    checkpoint verifies, 130 interrupted, after saving, 128 + N when signal N killed the learner.
+    diverged or a last save that failed, 2 a flag, file or setting that is wrong or does not suit
+    this machine, 3 mismatch (another game, network or version), 4 authentication, 5 no checkpoint
+    verifies, 130 interrupted, after saving, 128 + N when signal N killed the learner.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     verb = words.pop(0) if words and not words[0].startswith("-") else "train"
@@ -263,13 +264,14 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument(
         "run", type=Path, help="run folder, one of its checkpoints, or a .safetensors file"
     )
-    parser.add_argument("--games", type=int, default=30, help="whole games (default: 30)")
+    whole_games = f"whole games, at most {MOST_GAMES} (default: 30)"
+    parser.add_argument("--games", type=int, default=30, help=whole_games)
     parser.add_argument("--seed", type=int, default=12345, help="of the games (default: 12345)")
     parser.add_argument("--env", default="", help="the policy's game, where it imports a module")
     given = parser.parse_args(words)
     for name, value, low, high in (
         ("games", given.games, 1, MOST_GAMES),
-        ("seed", given.seed, 0, 2**63 - 1),
+        ("seed", given.seed, 0, 2**31 - 1),
     ):
         if not low <= value <= high:
             raise ConfigError(f"--{name} is {value}, expected {low} to {high}.")

@@ -21,7 +21,7 @@ from gymnasium.wrappers import TimeLimit
 from actors.env import SKIP, Env, emulator_of, has_fire, open_env
 from actors.screen import Screens
 from common.config import FRAME_SHAPE, Config
-from common.errors import ConfigError
+from common.errors import ConfigError, Mismatch
 
 STICKIEST_FRAMES = 30  # after so many of one action an emulator that repeats one in four has it
 
@@ -100,7 +100,7 @@ def make_game(
 def game_for(config: Config, seed: int, screens: Screens) -> Game:
     """The game that a configuration describes, to be begun by reset(seed).
 
-    Raises ConfigError when it has another number of actions than the configuration says.
+    Raises Mismatch when it has another number of actions than the configuration says.
     """
     game = make_game(
         config.env,
@@ -111,7 +111,7 @@ def game_for(config: Config, seed: int, screens: Screens) -> Game:
     )
     if game.n_actions != config.n_actions:
         game.close()
-        raise ConfigError(
+        raise Mismatch(
             f"{config.env} has {game.n_actions} actions here, the configuration says "
             f"{config.n_actions}: it was made with another game of this name."
         )

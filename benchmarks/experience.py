@@ -1,4 +1,4 @@
-"""Chunks of real Pong, played at random."""
+"""Chunks of Pong, played at random."""
 
 from actors.player import Player
 from common.config import Config

@@ -51,9 +51,7 @@ ON_GPU = (
     *("--samples-per-insert", "1.6", "--publish-period-updates", "80"),
     *("--replay-transitions", "100000", "--learning-starts-transitions", "5000"),
 )
-# 15 actors give some 20,000 env steps/s: of 32 samples each a learner would need 5,000 updates/s of
-# 128 to run out of them.
-ALWAYS_ENOUGH = ("--samples-per-insert", "32")
+ALWAYS_ENOUGH = ("--samples-per-insert", "8")  # of the presets with the most training per env step
 ACTORS = (4, 8, 12, 15)
 TOP = 20_000.0  # env steps/s
 WATCH_SECONDS = 240.0  # start-up included
@@ -79,7 +77,7 @@ def on_the_gpu() -> str:
 
 
 def learner_sides(cases: list[Case], device: str = "cuda") -> dict[str, Side]:
-    """Updates/s of learners whose replay, of real Pong, is on the device."""
+    """Updates/s of learners whose replay, of Pong, is on the device."""
     return {
         named(*case): in_bursts(filled_learner(settings(*case, device)).update, device)
         for case in cases

@@ -37,7 +37,7 @@ from learner.dqn import Trainer, td_loss
 from learner.learner import STANDARDIZE_FRAMES, Learner
 from learner.replay import TransitionBatch
 
-HELD_TRANSITIONS = 20_000  # in replay, of real Pong
+HELD_TRANSITIONS, PLAYED = 20_000, 4_000  # in replay; of them different ones
 
 
 # -- sides ----------------------------------------------------------------------------------------
@@ -105,10 +105,10 @@ def learning(batch: int, network: str, threads: int, precision: str = "auto") ->
 
 
 def filled_learner(config: Config) -> Learner:
-    """The learner of a run, with replay of real games."""
+    """The learner of a run, with a replay of random play, the same again and again."""
     with tempfile.TemporaryDirectory(prefix="volley-bench-") as folder:
         learner = Learner(config, Path(folder), resume=False, started=time.monotonic())
-        chunks = played(config, 4_000)
+        chunks = played(config, PLAYED)
         while learner.inserted < HELD_TRANSITIONS:
             for chunk in chunks:
                 learner.replay.add(chunk)

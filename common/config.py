@@ -6,6 +6,7 @@ A bare string that starts with `## ` opens a group of flags; the string under a 
 import dataclasses
 import functools
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -251,23 +252,31 @@ class Config:
         except (FileNotFoundError, NotADirectoryError):
             raise ConfigError(f"There is no run in {path.parent}: it has no {path.name}.") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"Cannot read {path}: {error}.") from None
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ConfigError(f"Cannot read {path}: {why}.") from None
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> "Config":
-        """The inverse of `to_json`: every setting must be there, or a version with other defaults
-        would have made another experiment of it. where: it was found, for the sentence.
+    def from_json(cls, text: str, where: str, needed: Collection[str] | None = None) -> "Config":
+        """The inverse of `to_json`.
 
-        Raises ConfigError when it is no configuration, Mismatch when it is another version's.
+        where: what to call its source in a message; needed: the settings that must be there, left
+        out: all, or a version with other defaults would go on with another experiment. Raises
+        ConfigError when it is no configuration, Mismatch when it is another version's.
         """
         try:
-            found = dict(json.loads(text))
-        except (TypeError, ValueError):
-            raise ConfigError(f"{where} is not a configuration.") from None
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise ConfigError(f"{where} is not a configuration.")
         names = {field.name for field in dataclasses.fields(cls)}
-        if odd := sorted(names ^ set(found)):
-            what = "it lacks" if odd[0] in names else "nothing is known here of"
-            raise Mismatch(f"{where} is of another version of Volley: {what} {odd[0]!r}.")
+        missing = (names if needed is None else set(needed)) - set(found)
+        if odd := sorted(missing | (set(found) - names)):
+            what = "it lacks" if odd[0] in missing else "nothing is known here of"
+            raise Mismatch(
+                f"{where} is of another version of Volley: {what} {odd[0]!r}; use the version that "
+                "made it."
+            )
         try:
             return cls(**found)
         except ConfigError as error:

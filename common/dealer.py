@@ -36,7 +36,9 @@ class LearnerGone(Exception):
 class ActorEndpoint:
     """The blocking calls of an actor's loop; no thread of its own.
 
-    on_wait: called at least once a second while waiting, so that the caller can show life.
+    weights_size: floats of the weights that it will be given; on_wait: called at least once a
+    second while waiting, so that the caller can show life; silent_seconds: after which a learner
+    that is not heard is gone; reconnect_seconds: after which a connection that is, is begun anew.
     """
 
     def __init__(

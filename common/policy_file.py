@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from common.config import VERSION, Config
-from common.errors import ConfigError
+from common.config import OF_TRANSITIONS, VERSION, Config
+from common.errors import ConfigError, Mismatch
 from common.metrics import SOLVED_GAMES
 from common.network import DQN, network_for
 from common.run_folder import replace_file
@@ -47,19 +47,26 @@ def load_policy(path: Path) -> Policy:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if "config" in about:
-            config = Config.from_json(about["config"], str(path))
-        else:
-            config = Config.from_file(path.absolute().parent.parent.parent / "config.json")
-            played = "policy." if config.policy_average_updates else "online."
-            tensors = {n[len(played) :]: t for n, t in tensors.items() if n.startswith(played)}
-        network = network_for(config)
-        network.load_state_dict(tensors)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError) as error:
         raise ConfigError(
-            f"{path} is not a policy of this version ({type(error).__name__}: {error}): expected "
-            "the best.safetensors or last.safetensors of a run, or a folder of its checkpoints."
+            f"{path} is not a policy ({type(error).__name__}: {error}): expected the "
+            "best.safetensors or last.safetensors of a run, or a folder of its checkpoints."
         ) from None
+    if "config" in about:  # how it was trained beyond that may have been unknown then
+        config = Config.from_json(about["config"], str(path), needed=OF_TRANSITIONS)
+    else:
+        of_its_run = path.absolute().parent.parent.parent / "config.json"
+        if not of_its_run.exists():
+            raise ConfigError(f"{path} is not a policy of ours: it has no configuration.")
+        config = Config.from_file(of_its_run)
+        played = "policy." if config.policy_average_updates else "online."
+        tensors = {n[len(played) :]: t for n, t in tensors.items() if n.startswith(played)}
+    network = network_for(config)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        why = " ".join(str(error).split())  # what is missing, left over or of another shape
+        raise Mismatch(f"{path} does not fit the network of its configuration: {why}") from None
     return Policy(network.eval(), config)
 
 

@@ -52,7 +52,11 @@ class TransportStats:
 
 
 class LearnerEndpoint:
-    """What the training thread holds: `drain`, `publish`, `set_insert_limit`, `wait`."""
+    """What the training thread holds: `drain`, `publish`, `set_insert_limit`, `wait`.
+
+    keys: where it uses CURVE; silent_seconds: after which an actor that is not heard is forgotten.
+    Raises ConfigError where it cannot listen on the address.
+    """
 
     def __init__(
         self,

@@ -107,6 +107,7 @@ def as_cuda_graph(function: Launch) -> Launch:
     usual.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     gc.collect()  # now: garbage of the GPU that is given back within a capture would spoil it
+    collecting = gc.isenabled()
     gc.disable()
     try:
         with torch.cuda.graph(graph):
@@ -115,7 +116,8 @@ def as_cuda_graph(function: Launch) -> Launch:
         torch.cuda.set_stream(usual)  # a capture that fails would leave its own
         raise
     finally:
-        gc.enable()
+        if collecting:
+            gc.enable()
 
     @functools.wraps(function)  # and so holds on to it: the graph works on its tensors
     def launch() -> None:

@@ -100,7 +100,7 @@ class Learner:
         # Of the update that is not yet taken in: the transitions' ids, what waits for the rest.
         self._begun: tuple[np.ndarray, Callable[[], tuple[UpdateStats, torch.Tensor]]] | None = None
         self.weights_version = 0
-        self._next_keep, self._last_save = 0.0, time.monotonic()
+        self._next_keep = 0.0
         self.checkpoints = Checkpointer(
             run_dir / "checkpoints", self.replay, config.checkpoints_kept
         )
@@ -110,6 +110,7 @@ class Learner:
         saved = state and state["records"]
         self.records = Records(config, run_dir, started, saved, self.inserted, self.updates)
         self._follow_scores()
+        self._last_save = time.monotonic()
 
     @property
     def updates(self) -> int:
@@ -220,9 +221,13 @@ class Learner:
     def save_when_due(self) -> None:
         """Every checkpoint_period_seconds; in lock-step, whose games must stand still meanwhile,
         done when it returns."""
-        if 0 < self.config.checkpoint_period_seconds < time.monotonic() - self._last_save:
-            (self.save_now if self._player else self.save)()
-            self._last_save = time.monotonic()
+        if not 0 < self.config.checkpoint_period_seconds < time.monotonic() - self._last_save:
+            return
+        if self._player:
+            self.save_now()
+        else:
+            self.save()
+        self._last_save = time.monotonic()
 
     def _snapshot(self) -> Snapshot:
         self.take_in()

@@ -150,10 +150,13 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
 ) -> None:
     """A machine that loses power has done what was synced, and of the rest whatever it liked."""
     done: list[str] = []
+    sizes: dict[str, int] = {}
     sync, rename = os.fsync, Path.rename
 
     def synced(descriptor: int) -> None:
-        done.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        name = Path(f"/proc/self/fd/{descriptor}").readlink().name
+        done.append(name)
+        sizes[name] = os.fstat(descriptor).st_size
         sync(descriptor)
 
     def renamed(self: Path, target: Path) -> Path:
@@ -166,6 +169,8 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(
     (checkpoint,) = list_checkpoints(tmp_path)
     *files, folder, named, parent = done
     assert sorted(files) == sorted(path.name for path in checkpoint.iterdir())
+    for path in checkpoint.iterdir():
+        assert sizes[path.name] == path.stat().st_size, path.name
     assert folder.startswith("unfinished-") and named == f"now {checkpoint.name}"
     assert parent == tmp_path.name
 

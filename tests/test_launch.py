@@ -236,7 +236,7 @@ BAD_INPUT = [
     (["actor"], 2, "is started by `train`"),
     (["learner", "a", "b", "c", "d"], 2, "is started by `train`"),
     (["keys", str(ROOT / "README.md")], 2, "Cannot make keys in"),
-    (["eval", str(ROOT), "--seed", "-1"], 2, "--seed is -1, expected 0 to 9223372036854775807."),
+    (["eval", str(ROOT), "--seed", "-1"], 2, "--seed is -1, expected 0 to 2147483647."),
     (["eval", PRETRAINED, "--games", "0"], 2, "--games is 0, expected 1 to 1000."),
     (["eval", PRETRAINED, "--games", "1001"], 2, "--games is 1001, expected 1 to 1000."),
     (["eval", PRETRAINED, "--env", "ALE/Breakout-v5"], 2, "plays PongNoFrameskip-v4 only"),

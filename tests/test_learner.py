@@ -241,6 +241,29 @@ def test_a_checkpoint_is_left_out_while_the_one_before_is_being_written(
     assert len(written) == 2  # the first, and the last, which is never left out
 
 
+@pytest.mark.parametrize("lock_step", [False, True])
+def test_a_checkpoint_is_due_once_a_period_and_only_lock_step_waits_for_it(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, lock_step: bool
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("learner.learner.time", SimpleNamespace(monotonic=lambda: now))
+    learner = folder.learner(config(checkpoint_period_seconds=30.0))
+    if lock_step:
+        learner._player = SimpleNamespace()  # type: ignore[assignment]
+    saved: list[tuple[str, float]] = []
+    monkeypatch.setattr(learner, "save", lambda: saved.append(("beside", now)))
+    monkeypatch.setattr(learner, "save_now", lambda: saved.append(("now", now)))
+    for now in (110.0, 130.0, 131.0, 140.0, 161.0, 162.0):  # noqa: B007
+        learner.save_when_due()
+    assert saved == [("now" if lock_step else "beside", due) for due in (131.0, 162.0)]
+    monkeypatch.setattr(
+        learner, "config", dataclasses.replace(learner.config, checkpoint_period_seconds=0.0)
+    )
+    now = 1_000.0
+    learner.save_when_due()
+    assert len(saved) == 2
+
+
 def test_what_was_evicted_while_it_was_saved_is_not_drawn_after_a_resume(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -278,6 +278,15 @@ def test_solved_needs_a_hundred_games_above_the_mark() -> None:
     assert not scores.solved(19.5)
 
 
+def test_a_run_that_was_solved_stays_so_whatever_comes_in_before_it_ends(tmp_path: Path) -> None:
+    records = Records(config(), tmp_path, 0.0, None, 0, 0)
+    for score in (*[21.0] * 100, *[-21.0] * 10):
+        records.game(EpisodeStats(score, 60), env_steps=1, updates=1)
+    assert not records.scores.solved(19.5)
+    assert records.finished(7, "Told to stop.") == "Solved in 7 env steps!"
+    records.metrics.close()
+
+
 def test_a_best_policy_that_could_not_be_written_is_tried_again_after_the_next_game(
     tmp_path: Path,
 ) -> None:

@@ -10,7 +10,7 @@ import torch
 from actors.game import GymGame
 from actors.player import Player
 from actors.policy import epsilon_greedy
-from common.errors import ConfigError
+from common.errors import Mismatch
 from common.messages import Chunk, Spec, decode_chunk, encode_chunk
 from tests.builders import config
 from tests.catch import Catch
@@ -170,5 +170,5 @@ def test_each_row_acts_at_random_with_probability_epsilon_and_else_as_its_own_va
 
 
 def test_a_game_with_other_actions_than_the_configuration_says_so() -> None:
-    with pytest.raises(ConfigError, match="Catch-v0 has 3 actions here, the configuration says 6"):
+    with pytest.raises(Mismatch, match="Catch-v0 has 3 actions here, the configuration says 6"):
         Player(config(n_actions=6), [1])

@@ -65,20 +65,58 @@ def test_what_is_not_a_policy_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.safetensors"
     for content in (b"", b"junk" * 100):
         path.write_bytes(content)
-        with pytest.raises(ConfigError, match="is not a policy of this version"):
+        with pytest.raises(ConfigError, match="is not a policy "):
             load_policy(path)
 
 
-def test_a_policy_of_another_version_is_not_played_with_settings_that_it_did_not_have(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        ({}, r"p\.safetensors is not a policy of ours: it has no configuration\."),
+        ({"config": "[]"}, r"p\.safetensors is not a configuration\."),
+        (
+            {"config": json.dumps({**json.loads(config().to_json()), "gamma": 1.5})},
+            r"p\.safetensors is not a configuration: --gamma is 1\.5, expected 0 to 1\.$",
+        ),
+    ],
+)
+def test_a_policy_whose_configuration_is_none_is_refused_in_a_sentence(
+    tmp_path: Path, metadata: dict[str, str], told: str
 ) -> None:
     path = tmp_path / "p.safetensors"
-    older = json.loads(config().to_json())
-    del older["standardize"]
-    tensors = network_for(config()).state_dict()
-    path.write_bytes(save(tensors, {"config": json.dumps(older)}))
-    with pytest.raises(Mismatch, match=r"p\.safetensors is of another version .*'standardize'"):
+    path.write_bytes(save(network_for(config()).state_dict(), metadata))
+    with pytest.raises(ConfigError, match=told):
         load_policy(path)
+
+
+def test_a_policy_that_does_not_fit_its_configuration_is_a_mismatch(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    save_policy(path, network_for(config(dueling=False)), config(dueling=True), {})
+    with pytest.raises(Mismatch, match=r"does not fit the network .*value\.0\.weight"):
+        load_policy(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "fits"),
+    [
+        ({"episodic_life": None}, False),  # which decides what its games are
+        ({"log_period_seconds": None}, True),  # which nobody plays by
+        ({"noisy": True}, False),  # who knows
+    ],
+    ids=str,
+)
+def test_a_policy_of_another_version_is_played_where_all_is_known_that_play_depends_on(
+    tmp_path: Path, change: dict[str, Any], fits: bool
+) -> None:
+    path = tmp_path / "p.safetensors"
+    theirs = {**json.loads(config().to_json()), **change}
+    known = {name: value for name, value in theirs.items() if value is not None}
+    path.write_bytes(save(network_for(config()).state_dict(), {"config": json.dumps(known)}))
+    if fits:
+        assert load_policy(path).config.env == CATCH
+    else:
+        with pytest.raises(Mismatch, match=rf"p\.safetensors is of another .*{next(iter(change))}"):
+            load_policy(path)
 
 
 class Watched:

@@ -463,6 +463,32 @@ def test_a_call_unpacks_tests_and_prints_its_report(
     assert "is not what `pack` makes" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("facts", "seconds", "told"),
+    [
+        ("raise SystemExit('no such library')", 60.0, "What a run needs fails here: no such lib"),
+        ("import time; time.sleep(600)", 1.0, "could not be tried in the time given"),
+    ],
+)
+def test_a_machine_on_which_nothing_would_run_is_refused_before_it_is_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: str, seconds: float, told: str
+) -> None:
+    monkeypatch.setattr(gpu_run, "FACTS", facts)
+    deadline = time.monotonic() + seconds
+    session = gpu_run.Session(tmp_path / "out", tmp_path, dict(os.environ), deadline)
+    with pytest.raises(ConfigError, match=told):
+        session.require_gpu(cpu=True)
+
+
+def test_a_number_of_greedy_games_that_cannot_be_is_refused_before_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", str(tmp_path / "out"), "--packages", "none", "--cpu", "--games", "0"]
+    assert gpu_run.main(words) == 2
+    assert "--games is 0, expected 1 to 1000." in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_needs_a_gpu_is_tested_where_the_session_looks() -> None:
     needing = [
         path

@@ -34,6 +34,7 @@ from pathlib import Path
 from common.errors import ConfigError, UserError
 from common.machine import cores
 from common.provenance import processor
+from launch import MOST_GAMES
 from tuning import gpu_bench
 from tuning.packages import environment_with, pack
 from tuning.results import keep, runs_in, table
@@ -100,7 +101,9 @@ def main(words: list[str]) -> int:
         texts = given.variant if given.verb == "run" else []
         variants = [Variant.parse(text).over(base) for text in texts] or [base]
         check(variants)
-        with tempfile.TemporaryDirectory() as scratch:
+        if given.verb == "run" and not 1 <= given.games <= MOST_GAMES:
+            raise ConfigError(f"--games is {given.games}, expected 1 to {MOST_GAMES}.")
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             deadline = time.monotonic() + 60 * given.minutes
             environment = environment_with(given.packages, Path(scratch, "site"))
             session = Session(given.out, Path(scratch), environment, deadline)
@@ -239,7 +242,7 @@ class Session:
         if seconds < FEWEST_SECONDS:
             self.troubles[self.named(folder)] = "No time was left for it."
             return False
-        run_dir = self.scratch / "run"
+        run_dir = self.scratch / self.named(folder)
         flags = [*variant.flags(), "--seed", str(seed), "--max-minutes", str(seconds / 60)]
         trouble = train(flags, run_dir, seconds + ENDING_SECONDS, self.environment)
         folder.mkdir(parents=True, exist_ok=True)

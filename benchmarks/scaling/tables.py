@@ -55,7 +55,7 @@ def costs(record: dict[str, float]) -> str:
     chunk, weights = (f"{record[name] / 1e6:.2f} MB" for name in ("chunk_bytes", "weights_bytes"))
     rows += [["a chunk on the wire", "network, in", chunk]]
     rows += [["a copy of the weights on the wire", "network, out", weights]]
-    return markdown(["what", "whose time", "time"], rows)
+    return markdown(["what", "whose", "cost"], rows)
 
 
 def duration(seconds: float) -> str:

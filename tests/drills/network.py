@@ -60,8 +60,10 @@ def bad_link(folder: Path, keys: str, reset_seconds: float, hole_seconds: float)
             sent_by_then = actor.sent
             until(lambda: actor.sent > sent_by_then + 20, 30)  # connected again
             proxy.deaf.set()  # what arrives is not acknowledged: it is sent again, for nothing
-            again = learner.stats["duplicates"]
-            until(lambda: learner.stats["duplicates"] > again, 30)
+            time.sleep(0.5)  # what came again after the last reset is told by now
+            deaf, again = time.monotonic(), learner.stats["duplicates"]
+            until(lambda: learner.stats["duplicates"] > again + 1, 30)
+            deaf_seconds = 0.5 + time.monotonic() - deaf
             proxy.deaf.clear()
             proxy.hole.set()
             time.sleep(hole_seconds)
@@ -89,9 +91,9 @@ def bad_link(folder: Path, keys: str, reset_seconds: float, hole_seconds: float)
     return {
         2: f"an actor came back from behind a hole when another had its number: {late} late "
         "messages refused, no chunk taken",
-        8: f"{cuts} resets, a time of lost answers and a {hole_seconds:g} s hole: {sent:,} chunks "
-        f"sent, {sent:,} taken, each once and in order ({duplicates} that came again were "
-        f"recognised); beside a hole the replacement was served after {served:.2f} s",
+        8: f"{cuts} resets, {deaf_seconds:.1f} s of lost answers and a {hole_seconds:g} s hole: "
+        f"{sent:,} chunks sent, {sent:,} taken, each once and in order ({duplicates} that came "
+        f"again were recognised); beside a hole the replacement was served after {served:.2f} s",
     }
 
 

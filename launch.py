@@ -137,7 +137,11 @@ def train(words: list[str]) -> int:
         say(f"Volley {VERSION}: {config.env}, preset {config.preset}, run folder {run_dir}")
         run = supervise if config.actor_count else train_in_lock_step
         with tentative_config(run_dir, config) as keep_config, no_system_exit():
-            code = run(config, run_dir, order.resume is not None, keep_config)
+            try:
+                code = run(config, run_dir, order.resume is not None, keep_config)
+            except UserError as error:  # of a run in this process
+                say(f"volley: {error}", error=True)
+                code = error.exit_code
         if code not in (0, *USER_ERRORS) or (code and has_checkpoint(run_dir)):
             say(how_to_go_on(run_dir), error=True)  # stdout may be `| tee`, dead of the same Ctrl-C
     return code
@@ -177,7 +181,7 @@ def supervise(config: Config, run_dir: Path, resume: bool, keep_config: Callable
 def train_in_lock_step(
     config: Config, run_dir: Path, resume: bool, keep_config: Callable[[], None]
 ) -> int:
-    """Everything in this process, one thing at a time: the asynchronous form's oracle."""
+    """Everything in this process, one thing at a time, and on the CPU the same each time."""
     # Before torch is imported; too late for what glibc reads, which costs nothing but time.
     os.environ.update(learner_environment(config))
     stop = StopSignal(*stop_signals())

@@ -259,7 +259,7 @@ class AtariGame:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Where actions are sticky, one game in a thousand goes on another way: the emulator's
         state does not hold what it repeats, which need not be what it was told last."""
-        self._last = ale_py.Action(state.get("last", 0))  # older checkpoints do not say: no-op
+        self._last = ale_py.Action(state["last"])
         for _ in range(STICKIEST_FRAMES if self._sticky else 0):
             self._ale.act(self._last)
         self._ale.restoreState(ale_py.ALEState(state["ale"]))
@@ -268,6 +268,7 @@ class AtariGame:
         self._game_over = state["game_over"]
         self._score = state["score"]
         self._screen.load_state_dict(state["screen"])
+        self.scores.clear()  # of a game that was over while this one was made
 
     def close(self) -> None:
         self._env.close()
@@ -336,6 +337,7 @@ class GymGame:
         if self._limit:
             self._limit._elapsed_steps = state["limit_env_steps"]
         self._score = state["score"]
+        self.scores.clear()
         self._obs[:] = np.frombuffer(state["obs"], np.uint8).reshape(FRAME_SHAPE)
 
     def _saving_env(self) -> Any:

@@ -118,7 +118,7 @@ class Player:
             "games": [game.state_dict() for game in self.games],
             "accumulators": [a.state_dict() for a in self.accumulators],
             "obs": self.obs.tobytes(),
-            "env_steps": self.first_game_steps,
+            "first_game_steps": self.first_game_steps,
             "lengths": list(self.lengths),
             "over": [dataclasses.astuple(stats) for stats in self._over],
             "weights_version": self.weights_version,
@@ -133,9 +133,9 @@ class Player:
         for accumulator, saved in zip(self.accumulators, state["accumulators"], strict=True):
             accumulator.load_state_dict(saved)
         self.obs[:] = np.frombuffer(state["obs"], np.uint8).reshape(self.obs.shape)
-        self.first_game_steps = state["env_steps"]
+        self.first_game_steps = state["first_game_steps"]
         self.lengths = list(state["lengths"])
-        self._over.extend(EpisodeStats(*stats) for stats in state["over"])
+        self._over = collections.deque(EpisodeStats(*stats) for stats in state["over"])
         self.weights_version = state["weights_version"]
 
 

@@ -92,7 +92,7 @@ class Config:
     priority_alpha: float = 0.6
     """Exponent of the priorities."""
     priority_beta: float = 0.4
-    """Exponent of the importance weights."""
+    """Exponent of the importance weights; constant (the paper raises it to 1 on the way)."""
     samples_per_insert: float = 1.8
     """Transitions trained on per transition inserted; couples the learner's rate to the actors'."""
     samples_per_insert_mastered: float = 0.6
@@ -116,7 +116,8 @@ class Config:
     double: bool = False
     """The online network chooses, the target network values (van Hasselt et al. 2016)."""
     standardize: bool = True
-    """Feed (x - mean) / scale measured over the warm-up, instead of x / 255."""
+    """Feed (x - background) / scale, each pixel's median and the root mean square of all distances
+    from it in the warm-up, instead of x / 255."""
     loss: Literal["huber", "mse"] = "huber"
     """Loss of the TD error."""
     batch_size: int = 32
@@ -202,7 +203,12 @@ class Config:
 
     @property
     def tolerance_samples(self) -> float:
-        """The limiter's tolerance: as set, or a batch and a chunk for every two games."""
+        """The limiter's tolerance: as set, or a batch and a chunk for every two games.
+
+        Games fill their chunks at different moments: with room for half of them at once nobody
+        waits for credit while the learner keeps up. With less, actors take turns; the more, the
+        longer the ratio may lag behind a change of speed.
+        """
         games = max(self.actor_count, 1) * self.envs_per_actor
         chunks = max(1.0, games / 2)
         chosen = self.batch_size + chunks * self.samples_per_insert * self.chunk_transitions

@@ -192,7 +192,7 @@ class ActorEndpoint:
         if ack.acked_seq < oldest - 1:
             raise LearnerGone("the learner was restarted and no longer knows this session")
         self._welcomed = self._ever_welcomed = True
-        self._watch.close()  # libzmq waits for who does not read what is watched
+        self._watch.close()  # its socket fills where nobody reads it, and libzmq blocks on that
         self._sent_seq = ack.acked_seq
 
     def _on_ack(self, ack: Ack) -> None:

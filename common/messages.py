@@ -43,7 +43,8 @@ class BadMessage(ValueError):
 
 
 class OtherProtocol(BadMessage):
-    """A peer of another version. What can be said to it: this much of the header never changes."""
+    """A peer of another version; the header and its checksum are the same in all, so that it can be
+    told."""
 
     def __init__(self, version: int, session: int) -> None:
         super().__init__(f"protocol version {version}, expected {PROTOCOL}")
@@ -181,11 +182,11 @@ def decode_header(frame: memoryview) -> Header:
     if len(frame) < _META or bytes(frame[:4]) != MAGIC:
         raise BadMessage("not a message of this protocol")
     _, protocol, kind, session, seq, _ = _HEADER.unpack_from(frame)
-    if protocol != PROTOCOL:
-        raise OtherProtocol(protocol, session)
     (checksum,) = _CHECKSUM.unpack_from(frame, _HEADER.size)
     if zlib.crc32(frame[_META:], zlib.crc32(frame[: _HEADER.size])) != checksum:
         raise BadMessage("a message fails its checksum")
+    if protocol != PROTOCOL:
+        raise OtherProtocol(protocol, session)
     try:
         return Header(Type(kind), session, seq)
     except ValueError:

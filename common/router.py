@@ -51,6 +51,10 @@ class TransportStats:
     last_refusal: str = ""
 
 
+class TransportDied(RuntimeError):
+    """The I/O thread ended by an exception, which is this one's cause: no chunk comes any more."""
+
+
 class LearnerEndpoint:
     """What the training thread holds: `drain`, `publish`, `set_insert_limit`, `wait`.
 
@@ -117,9 +121,9 @@ class LearnerEndpoint:
         self._thread.start()
 
     def drain(self) -> list[Chunk]:
-        """All chunks that arrived, in order. Raises what killed the I/O thread, if anything."""
-        if self._failure:
-            raise RuntimeError("the transport thread died") from self._failure
+        """All chunks that arrived, in order. Raises TransportDied when no more can come."""
+        if self._failure and not self._inbox:
+            raise TransportDied("the transport thread died") from self._failure
         self._arrived.clear()
         chunks = []
         while self._inbox:
@@ -234,7 +238,7 @@ class LearnerEndpoint:
             except BadMessage as error:
                 self._count_refused(str(error))
             except Exception as error:  # whatever one actor sends, the others are served
-                self._count_refused(f"a message that could not be handled ({type(error).__name__})")
+                self._count_refused(f"a message that could not be handled ({error!r})")
         return False
 
     def _handle(self, route: bytes, frame: memoryview, user: str) -> None:

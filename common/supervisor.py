@@ -225,7 +225,8 @@ class Supervisor:
             elif not child.silence_seconds:
                 child.silence_seconds = silence
                 if child is self._learner:  # it holds the run's memory: never ours to kill
-                    self._say(f"the learner {_silent(silence)}; waiting for it")
+                    begun = _silent(silence) if self.learner_began else "is still starting"
+                    self._say(f"the learner {begun}; waiting for it")
                 else:
                     child.kill()
 

@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import threading
+import traceback
 import zlib
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,7 +40,7 @@ from learner.replay import Replay, StoredChunk
 from learner.segments import SEGMENT_CHUNKS, load_segments, pack_live, segment_name, segment_range
 from learner.state_json import from_json, to_json
 
-FORMAT = 9  # of state.json
+FORMAT = 10  # of state.json
 _REPLACED = "-replaced"
 _ASIDE = "unused-"  # before the name of a checkpoint that a resumed run did not go on from
 
@@ -71,6 +72,7 @@ class Checkpointer:
         self.error: Exception | None = None
         self.base: Path | None = None
         self._thread: threading.Thread | None = None
+        self._moved = threading.Event()  # since somebody looked, the thread got on
         for leftover in folder.glob("unfinished-*"):  # of a killed run; the folder is locked
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -81,14 +83,18 @@ class Checkpointer:
 
     def save(self, snapshot: Snapshot) -> None:
         """Write one checkpoint in a thread of its own; not while `busy`."""
-        self._thread = threading.Thread(target=self._write, args=[snapshot], name="checkpoint")
+        given = [snapshot, self._moved.set]
+        self._thread = threading.Thread(target=self._write, args=given, name="checkpoint")
         self._thread.start()
 
     def save_now(self, snapshot: Snapshot, beat: Callable[[], None] = lambda: None) -> None:
-        """The same, done when it returns. beat: called every second or so meanwhile."""
+        """The same, done when it returns. beat: called as it gets on, and as one that is still
+        being written does: who hangs in a disk shows no life."""
         while self._thread is not None and self._thread.is_alive():
             self._thread.join(1.0)
-            beat()
+            if self._moved.is_set():
+                self._moved.clear()
+                beat()
         self._write(snapshot, beat, threads=cores())  # nobody else needs them now
 
     def _write(
@@ -111,6 +117,8 @@ class Checkpointer:
             beat()
             self._put_in_place(unfinished, f"step-{snapshot.env_steps:012d}")
         except Exception as error:  # whatever it was, learning is worth more than this checkpoint
+            if not isinstance(error, OSError):
+                traceback.print_exc()  # a bug; the sentence about it is the records'
             self.error = error
             shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -18,7 +18,7 @@ from common.lifeline import StopSignal
 from common.machine import available_memory_bytes
 from common.messages import Chunk, Weights
 from common.network import state_vector
-from common.router import LearnerEndpoint
+from common.router import LearnerEndpoint, TransportDied
 from common.schedules import learning_rate_of
 from common.timings import Timings
 from learner.checkpoint import Checkpointer, Snapshot, load_newest
@@ -128,7 +128,8 @@ class Learner:
         return limit
 
     def insert(self, chunk: Chunk) -> None:
-        """Store a chunk, and enter the game that is over, if it tells of one, into the records."""
+        """Store a chunk, and enter the game that is over, if it tells of one, into the records,
+        which step size and ratio follow. With the end of warm-up the input is standardized."""
         with self.timings.section("insert"):
             self.replay.add(chunk)
         before, self.inserted = self.inserted, self.inserted + len(chunk)
@@ -136,7 +137,7 @@ class Learner:
         if before < starts <= self.inserted and self.config.standardize:
             self.trainer.standardize(self.replay.spread_frames(STANDARDIZE_FRAMES))
         if chunk.policy_version >= 0:
-            self.records.saw_lag(self.weights_version - chunk.policy_version)
+            self.records.saw_lag(max(0, self.weights_version - chunk.policy_version))
         if chunk.episode:
             if self.records.game(chunk.episode, self.inserted, self.updates):
                 self._keep_best()
@@ -170,10 +171,10 @@ class Learner:
             batch = batch.to(self.trainer.device)
         with self.timings.section("train"):
             outcome = self.trainer.begin(batch)
-            self.take_in()
+            self.take_in()  # the one before
             self._begun = ids, outcome
             if self._player or not self.trainer.is_captured:
-                self.take_in()
+                self.take_in()  # this one too
         self.sampled += self.config.batch_size
         if self.updates % self.config.publish_period_updates == 0:
             self.trainer.average_policy()
@@ -232,7 +233,7 @@ class Learner:
     def _snapshot(self) -> Snapshot:
         self.take_in()
         self.trainer.check_weights()
-        self.records.metrics.flush()  # so that what it counts is told there too
+        self.records.metrics.flush()  # no row of before it may be missing after a kill -9
         state = {
             "layout": self._layout(),
             "updates": self.updates,
@@ -310,10 +311,15 @@ def run_learner(
         transport.set_insert_limit(learner.insert_limit(), learner.inserted)
         transport.start(learner.inserted)
         reason = learn(learner, transport, stop, beat)
+    except TransportDied:  # what was learned until then is whole
+        learner.save_now(beat)
+        learner.records.metrics.close()
+        raise
     finally:
         transport.stop()
     for chunk in transport.drain():  # acknowledged, so ours
         learner.insert(chunk)
+    reason = learner.records.finished(learner.inserted, reason)  # they may have solved it
     return finish(learner, transport, reason, stop, beat)
 
 

@@ -61,7 +61,7 @@ class SumTree:
 
 class PrioritizedSampler:
     """P(i) = p_i^alpha / sum, p = |TD error| + epsilon; weight = (N P(i))^-beta, divided by the
-    batch's largest.
+    batch's largest. beta is constant, where the paper raises it to 1 in the course of a run.
 
     New transitions get the largest priority seen so far, so that each is likely to be replayed once
     (algorithm 1). Draws are stratified: one from each of B equal shares of the total.

@@ -66,7 +66,7 @@ class Records:
         self.config, self.run_dir = config, run_dir
         self.scores = Scores()
         self.wall_before = 0.0  # seconds that earlier parts of a resumed run took
-        self.solved = False
+        self._solved_with: float | None = None  # the mean of 100 games that first was enough
         self._started = started
         self._lengths: collections.deque[int] = collections.deque(maxlen=SOLVED_GAMES)
         self._lags: collections.deque[int] = collections.deque(maxlen=200)
@@ -95,6 +95,7 @@ class Records:
         self._speed: float | None = None  # of the last period
         self._update_speed = 0.0
         self._next_tick = self._next_warning = 0.0
+        self._told_env_steps = -1  # at the end of the last period
         self._ended: float | None = None  # the moment at which learning did
         self._policy_errors: dict[str, OSError] = {}  # by the file's name, until they are told
         self._refused = 0
@@ -136,7 +137,8 @@ class Records:
             env_steps,
         )
         self._row("game", env_steps, updates, score=game.score)
-        self.solved = self.solved or self.scores.solved(self.config.reward)
+        if not self.solved and self.scores.solved(self.config.reward):
+            self._solved_with = mean
         return self.scores.is_new_best()
 
     def tick(self, learner: "Learner", transport: LearnerEndpoint | None) -> None:
@@ -153,8 +155,13 @@ class Records:
         if due or not self._next_tick:
             self._next_tick = (now // period + 1) * period
 
+    @property
+    def solved(self) -> bool:
+        return self._solved_with is not None
+
     def finished(self, env_steps: int, told: str) -> str:
-        """Why the run is over, or ''. told: why it was asked to end, or ''."""
+        """Why the run is over, or ''; from the first reason on its time stands still. told: why it
+        was asked to end, or ''."""
         reason = self._reason(env_steps) or told
         if reason:
             self._ended = self._now
@@ -185,6 +192,7 @@ class Records:
 
     def _period(self, learner: "Learner", transport: LearnerEndpoint | None) -> None:
         env_steps, updates = learner.inserted, learner.updates
+        self._told_env_steps = env_steps
         counts: dict[str, float] = {"env_steps": env_steps, "updates": updates}
         values = {
             "epsilon": self.epsilon(env_steps),
@@ -313,13 +321,15 @@ class Records:
         for name in ("last",) if kept and not self.scores.is_new_best() else ("last", "best"):
             self.save_policy(learner.trainer.policy, learner.updates, learner.inserted, name)
         wall = self.wall_seconds
+        # Games that came in after the one that solved it do not take that back.
+        mean = self.scores.mean_100 if self._solved_with is None else self._solved_with
         result = {
             "solved": self.solved,
             "reason": reason,
             "env_steps": learner.inserted,
             "updates": learner.updates,
             "wall_seconds": round(wall, 3),
-            "mean_score_100": _null(self.scores.mean_100),
+            "mean_score_100": _null(mean),
             "best_mean_score_100": _null(self.scores.best_mean_100),
             "games": self.scores.games,
             "env_steps_per_second": round(learner.inserted / wall, 3),
@@ -344,7 +354,8 @@ class Records:
             )
         except OSError as error:
             errors.append(error)
-        self._period(learner, transport)
+        if transport or learner.inserted != self._told_env_steps:  # lock-step may just have told
+            self._period(learner, transport)
         self.metrics.close()
         errors.append(self.metrics.error)
         for problem in filter(None, errors):

@@ -47,7 +47,7 @@ def from_json(content: bytes) -> Any:
         raw = base64.b64decode(value["base64"])
         if "dtype" not in value:
             return raw
-        array = np.frombuffer(raw, value["dtype"]).reshape(value.get("shape", -1))
+        array = np.frombuffer(raw, value["dtype"]).reshape(value["shape"])
         return array.copy()  # which may be written, as the game's own could be
 
     return json.loads(content, object_hook=decode)

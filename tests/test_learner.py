@@ -21,7 +21,7 @@ from common.config import Config
 from common.messages import EpisodeStats, Spec
 from common.network import DQN, network_for, state_size, state_vector
 from common.policy_file import load_policy, mean_score_of
-from common.router import LearnerEndpoint
+from common.router import LearnerEndpoint, TransportDied
 from learner import segments
 from learner.checkpoint import Checkpointer, list_checkpoints
 from learner.dqn import NotFinite
@@ -230,8 +230,9 @@ def test_a_checkpoint_is_left_out_while_the_one_before_is_being_written(
     """And the last waits for it, with signs of life."""
     learner, may_go_on, written = folder.learner(config(), chunks=1), threading.Event(), []
 
-    def write(self: Checkpointer, snapshot: Any, *_: Any, **options: Any) -> None:
+    def write(self: Checkpointer, snapshot: Any, got_on: Any, **options: Any) -> None:
         written.append(snapshot)
+        got_on()
         assert may_go_on.wait(60)
 
     monkeypatch.setattr(Checkpointer, "_write", write)
@@ -239,6 +240,47 @@ def test_a_checkpoint_is_left_out_while_the_one_before_is_being_written(
     learner.save()
     learner.save_now(beat=may_go_on.set)
     assert len(written) == 2  # the first, and the last, which is never left out
+
+
+def test_a_learner_whose_transport_dies_saves_what_it_has(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came = iter([[chunk_of(Spec.of(config()), 16, 9_000)]])
+
+    def drain(self: LearnerEndpoint) -> list[Any]:
+        for chunks in came:
+            return chunks
+        raise TransportDied("the transport thread died")
+
+    monkeypatch.setattr(LearnerEndpoint, "drain", drain)
+    (folder.path / "config.json").write_text(config().to_json())
+    told: Any = SimpleNamespace(reason="")
+    begun = {"resume": False, "started": time.monotonic(), "stop": told, "beat": lambda: None}
+    with pytest.raises(TransportDied):
+        run_learner(config(), folder.path, **begun)  # type: ignore[arg-type]
+    assert [path.name for path in list_checkpoints(folder.path / "checkpoints")] == [
+        "step-000000000016"
+    ]
+
+
+@pytest.mark.parametrize("at", ["the end", "its limit"])
+def test_a_run_that_the_last_chunks_solve_is_solved_and_says_by_which_mean(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """They had come in when it was told to stop, or was at its limit; one more is a lost game."""
+    settings = config(reward=0.5, max_env_steps=16 if at == "its limit" else 0)
+    told: Any = SimpleNamespace(reason="" if at == "its limit" else "Told to stop.")
+    chunk = chunk_of(Spec.of(settings), 16, 9_000)
+    won = [dataclasses.replace(chunk, episode=EpisodeStats(1.0, 60))] * 100
+    lost = [dataclasses.replace(chunk, episode=EpisodeStats(-99.0, 60))]
+    came = iter([[chunk], won + lost])
+    monkeypatch.setattr(LearnerEndpoint, "drain", lambda _: next(came))
+    (folder.path / "config.json").write_text(settings.to_json())
+    begun = {"resume": False, "started": time.monotonic(), "stop": told, "beat": lambda: None}
+    assert run_learner(settings, folder.path, **begun) == 0  # type: ignore[arg-type]
+    result = json.loads((folder.path / "result.json").read_text())
+    assert result["solved"] and result["reason"] == "Solved in 1,632 env steps!"
+    assert (result["mean_score_100"], result["games"]) == (1.0, 101)
 
 
 @pytest.mark.parametrize("lock_step", [False, True])

@@ -111,7 +111,7 @@ def test_weights_of_another_network_or_not_finite_are_refused() -> None:
     [
         (lambda raw: raw[:10], "not a message"),
         (lambda raw: b"XXXX" + raw[4:], "not a message"),
-        (lambda raw: raw[:4] + b"\x09\x00" + raw[6:], "protocol version 9"),
+        (lambda raw: raw[:4] + b"\x09\x00" + raw[6:], "fails its checksum"),
         (lambda raw: raw[:6] + b"\x63" + raw[7:], "fails its checksum"),
         (lambda raw: raw[:-1], "fails its checksum"),
         (lambda raw: raw + b"\0", "fails its checksum"),

@@ -252,6 +252,15 @@ def test_a_periods_figures_are_means_of_its_updates_and_rates_of_its_time(
     assert [(row["loss"], row["q_mean"]) for row in rows] == [("3", "30"), ("5", "7")]
 
 
+def test_lock_steps_last_row_is_not_told_twice(tmp_path: Path) -> None:
+    """Its second form would be of no time at all, in which nothing was done."""
+    learner = Learner(config(actors=0, log_period_env_steps=100), tmp_path, False, started=0.0)
+    for learner.inserted in (0, 100, 200):
+        learner.records.tick(learner, None)
+    assert learner.records.finish(learner, None, "done")
+    assert env_steps_of(tmp_path) == [100, 200]
+
+
 def test_what_comes_in_just_after_a_period_is_no_burst() -> None:
     rates = Rates({"env_steps": 0.0}, least_seconds=1.0)
     now = time.monotonic()

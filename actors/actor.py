@@ -22,8 +22,8 @@ def run_actor(
 ) -> int:
     """Play until the learner says goodbye. -> exit code.
 
-    beat: called at least once a second while all is well. Raises Refused when the learner rejects
-    this actor.
+    beat: called every turn, and once a second while it waits for the learner. Raises Refused when
+    the learner rejects this actor.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)

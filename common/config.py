@@ -338,7 +338,7 @@ _RANGES: list[tuple[str, float, float]] = [
     ("checkpoints_kept", 1, 1000),
 ]
 
-# 0 means something else. Of the tolerance much less could be lost in rounding.
+# 0 has a meaning of its own. A smaller tolerance could be lost in the rounding of large counters.
 _LEAST_IF_ANY = {
     "samples_per_insert_mastered": LEAST_SAMPLES_PER_INSERT,
     "samples_per_insert_tolerance": 1.0,

@@ -82,7 +82,7 @@ def _rows(differs: Tensor, where: Where) -> Tensor:
 def _places_that_differ(screens: Tensor, empty: Tensor) -> Tensor:
     """-> [B, H / 4 - 1, W / 4 - 1] bool: of the first layer."""
     a, b = (screen.flatten(2).view(torch.int64) for screen in (screens, empty))
-    differs = (a != b).view(torch.int16)  # [B, H, W / 4]: one for two times two pixels
+    differs = (a != b).view(torch.int16)  # [B, H, W / 4]: one for four pixels of a row
     differs = differs.view(len(differs), -1, STRIDE, differs.shape[2])
     blocks = differs[:, :, 0] | differs[:, :, 1] | differs[:, :, 2] | differs[:, :, 3]
     halves = blocks[:, :-1] | blocks[:, 1:]

@@ -43,7 +43,7 @@ PUBLISH_SECONDS = 0.1
 KEEP_SECONDS = 1.0
 
 
-class Player(Protocol):
+class SavedPlayer(Protocol):
     """What the learner must know of the player that shares its process in lock-step."""
 
     @property
@@ -69,7 +69,7 @@ class Learner:
         run_dir: Path,
         resume: bool,
         started: float,
-        player: Player | None = None,
+        player: SavedPlayer | None = None,
     ) -> None:
         self.config, self.run_dir, self._player = config, run_dir, player
         device = learner_device(config)
@@ -97,7 +97,7 @@ class Learner:
         # Transitions since the start of the run. Each env step makes one: those inserted are what
         # the records call env steps.
         self.inserted = self.sampled = 0
-        # Of the update that is not yet taken in: the transitions' ids, what waits for the rest.
+        # Of the update begun and not finished: its transitions' ids, what waits for the rest.
         self._begun: tuple[np.ndarray, Callable[[], tuple[UpdateStats, torch.Tensor]]] | None = None
         self.weights_version = 0
         self._next_keep = 0.0
@@ -171,19 +171,19 @@ class Learner:
             batch = batch.to(self.trainer.device)
         with self.timings.section("train"):
             outcome = self.trainer.begin(batch)
-            self.take_in()  # the one before
+            self.finish_update()  # the one before
             self._begun = ids, outcome
             if self._player or not self.trainer.is_captured:
-                self.take_in()  # this one too
+                self.finish_update()  # this one too
         self.sampled += self.config.batch_size
         if self.updates % self.config.publish_period_updates == 0:
             self.trainer.average_policy()
             self.weights_version += 1
 
-    def take_in(self) -> None:
+    def finish_update(self) -> None:
         """Of the update begun last: its errors become priorities, its figures records.
 
-        What a GPU was given is taken in once the next update is launched, but in lock-step: so the
+        What a GPU was given is finished once the next update is launched, but in lock-step: so the
         host prepares one while the GPU computes another, and priorities are an update late.
         """
         if self._begun is None:
@@ -231,7 +231,7 @@ class Learner:
         self._last_save = time.monotonic()
 
     def _snapshot(self) -> Snapshot:
-        self.take_in()
+        self.finish_update()
         self.trainer.check_weights()
         self.records.metrics.flush()  # no row of before it may be missing after a kill -9
         state = {
@@ -384,7 +384,8 @@ def make_sampler(config: Config) -> Sampler:
 
 
 def learner_device(config: Config) -> torch.device:
-    """Raises ConfigError when --cuda is asked for and there is no GPU."""
+    """Where it computes; on a GPU also sets how convolutions round. Raises ConfigError when --cuda
+    is asked for and there is no GPU."""
     if config.cuda and not torch.cuda.is_available():
         raise ConfigError(
             "--cuda needs an NVIDIA GPU and a CUDA build of PyTorch, and torch finds none here: "

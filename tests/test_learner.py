@@ -138,7 +138,7 @@ def test_what_a_gpu_was_given_is_taken_in_when_it_has_the_next(folder: Folder) -
     learner.update()
     fill(learner, 40)  # in the place of all
     before = sampler.tree.leaves.copy()
-    learner.take_in()
+    learner.finish_update()
     assert len(told) == 3 and np.array_equal(sampler.tree.leaves, before)
 
 

@@ -111,7 +111,7 @@ def test_a_learner_there_learns_is_kept_and_goes_on_as_if_never_interrupted(tmp_
         fill(learner, 3)
         for _ in range(3):
             learner.update()
-        learner.take_in()
+        learner.finish_update()
         learner.records.metrics.close()
     assert_close(first.trainer, second.trainer)
 

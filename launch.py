@@ -40,7 +40,7 @@ from common import command_line
 from common.address import remove_socket
 from common.config import PLAY, VERSION, Config
 from common.console import let_go, say
-from common.errors import ConfigError, NoCheckpoint, UserError
+from common.errors import AUTHENTICATION, ConfigError, NoCheckpoint, UserError
 from common.lifeline import (
     Heartbeats,
     StopSignal,
@@ -142,7 +142,8 @@ def train(words: list[str]) -> int:
             except UserError as error:  # of a run in this process
                 say(f"volley: {error}", error=True)
                 code = error.exit_code
-        if code not in (0, *USER_ERRORS) or (code and has_checkpoint(run_dir)):
+        mendable = code in (ConfigError.exit_code, AUTHENTICATION) and has_checkpoint(run_dir)
+        if code not in (0, *USER_ERRORS) or mendable:
             say(how_to_go_on(run_dir), error=True)  # stdout may be `| tee`, dead of the same Ctrl-C
     return code
 

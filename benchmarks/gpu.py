@@ -51,7 +51,8 @@ ON_GPU = (
     *("--samples-per-insert", "1.6", "--publish-period-updates", "80"),
     *("--replay-transitions", "100000", "--learning-starts-transitions", "5000"),
 )
-ALWAYS_ENOUGH = ("--samples-per-insert", "8")  # of the presets with the most training per env step
+# As pong-frugal and atari: what 15 actors play is enough for some 1,250 updates/s of 128.
+ALWAYS_ENOUGH = ("--samples-per-insert", "8")
 ACTORS = (4, 8, 12, 15)
 TOP = 20_000.0  # env steps/s
 WATCH_SECONDS = 240.0  # start-up included

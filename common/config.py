@@ -266,8 +266,9 @@ class Config:
         """The inverse of `to_json`.
 
         where: what to call its source in a message; needed: the settings that must be there, left
-        out: all, or a version with other defaults would go on with another experiment. Raises
-        ConfigError when it is no configuration, Mismatch when it is another version's.
+        out: all, or a version with other defaults would go on with another experiment. Where others
+        are missing only these are taken: the rest need not go together with today's defaults.
+        Raises ConfigError when it is no configuration, Mismatch when it is another version's.
         """
         try:
             found = json.loads(text)
@@ -283,6 +284,8 @@ class Config:
                 f"{where} is of another version of Volley: {what} {odd[0]!r}; use the version that "
                 "made it."
             )
+        if needed is not None and names - set(found):
+            found = {name: found[name] for name in needed}
         try:
             return cls(**found)
         except ConfigError as error:

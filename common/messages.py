@@ -43,8 +43,8 @@ class BadMessage(ValueError):
 
 
 class OtherProtocol(BadMessage):
-    """A peer of another version; the header and its checksum are the same in all, so that it can be
-    told."""
+    """A peer of another version; header and checksum are the same since protocol 2, so that it can
+    be told."""
 
     def __init__(self, version: int, session: int) -> None:
         super().__init__(f"protocol version {version}, expected {PROTOCOL}")

@@ -41,7 +41,8 @@ class Policy:
 def load_policy(path: Path) -> Policy:
     """Read a policy file, or a checkpoint's model.safetensors (its run's config.json beside).
 
-    Raises ConfigError when the file is not a policy of ours, Mismatch when it is another version's.
+    Raises ConfigError when the file is not a policy of ours, Mismatch when it is another version's
+    and not all is known that play depends on, or does not fit its network.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -117,10 +117,11 @@ class Checkpointer:
             beat()
             self._put_in_place(unfinished, f"step-{snapshot.env_steps:012d}")
         except Exception as error:  # whatever it was, learning is worth more than this checkpoint
-            if not isinstance(error, OSError):
-                traceback.print_exc()  # a bug; the sentence about it is the records'
             self.error = error
             shutil.rmtree(unfinished, ignore_errors=True)
+            if not isinstance(error, OSError):  # a bug; the sentence about it is the records'
+                with contextlib.suppress(OSError):
+                    traceback.print_exc()
 
     def _put_in_place(self, unfinished: Path, name: str) -> None:
         """From here on it counts; older ones go."""

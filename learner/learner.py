@@ -215,7 +215,7 @@ class Learner:
             self.checkpoints.save(self._snapshot())
 
     def save_now(self, beat: Callable[[], None] = lambda: None) -> None:
-        """The same, done when it returns. beat: called every second or so meanwhile."""
+        """The same, done when it returns. beat: called as it gets on."""
         with self.timings.section("checkpoint"):
             self.checkpoints.save_now(self._snapshot(), beat)
 
@@ -312,12 +312,12 @@ def run_learner(
         transport.start(learner.inserted)
         reason = learn(learner, transport, stop, beat)
     except TransportDied:  # what was learned until then is whole
-        learner.save_now(beat)
+        save_last(learner, beat)
         learner.records.metrics.close()
         raise
     finally:
         transport.stop()
-    for chunk in transport.drain():  # acknowledged, so ours
+    for chunk in last_chunks(transport):
         learner.insert(chunk)
     reason = learner.records.finished(learner.inserted, reason)  # they may have solved it
     return finish(learner, transport, reason, stop, beat)
@@ -361,12 +361,27 @@ def finish(
     reason: why the run ended, stop's or another: a stop that comes while the end is saved did not
     end it.
     """
+    saved = save_last(learner, beat)
+    if not (learner.records.finish(learner, transport, reason) and saved):
+        return 1
+    return INTERRUPTED if reason == stop.reason else 0
+
+
+def save_last(learner: Learner, beat: Callable[[], None]) -> bool:
+    """-> is it saved?"""
     learner.save_now(beat)
     if error := learner.checkpoints.error:
         say(f"The final checkpoint could not be written: {error}; those before it are kept.")
-    if not learner.records.finish(learner, transport, reason) or error:
-        return 1
-    return INTERRUPTED if reason == stop.reason else 0
+    return not error
+
+
+def last_chunks(transport: LearnerEndpoint) -> list[Chunk]:
+    """What came in while the transport was stopped: acknowledged, so ours."""
+    try:
+        return transport.drain()
+    except TransportDied as died:  # at the very end, where nothing more was wanted of it
+        say(f"The transport did not end in order: {died.__cause__!r}.")
+        return []
 
 
 def open_transport(config: Config, run_dir: Path) -> LearnerEndpoint:

@@ -66,7 +66,7 @@ class Records:
         self.config, self.run_dir = config, run_dir
         self.scores = Scores()
         self.wall_before = 0.0  # seconds that earlier parts of a resumed run took
-        self._solved_with: float | None = None  # the mean of 100 games that first was enough
+        self._solved: tuple[float, int] | None = None  # by which mean, after how many env steps
         self._started = started
         self._lengths: collections.deque[int] = collections.deque(maxlen=SOLVED_GAMES)
         self._lags: collections.deque[int] = collections.deque(maxlen=200)
@@ -138,7 +138,7 @@ class Records:
         )
         self._row("game", env_steps, updates, score=game.score)
         if not self.solved and self.scores.solved(self.config.reward):
-            self._solved_with = mean
+            self._solved = mean, env_steps
         return self.scores.is_new_best()
 
     def tick(self, learner: "Learner", transport: LearnerEndpoint | None) -> None:
@@ -157,7 +157,7 @@ class Records:
 
     @property
     def solved(self) -> bool:
-        return self._solved_with is not None
+        return self._solved is not None
 
     def finished(self, env_steps: int, told: str) -> str:
         """Why the run is over, or ''; from the first reason on its time stands still. told: why it
@@ -169,8 +169,8 @@ class Records:
 
     def _reason(self, env_steps: int) -> str:
         config = self.config
-        if self.solved:
-            return f"Solved in {env_steps:,} env steps!"
+        if self._solved:
+            return f"Solved in {self._solved[1]:,} env steps!"
         if config.max_env_steps and env_steps >= config.max_env_steps:
             return f"Stopped at --max-env-steps {config.max_env_steps}."
         if config.max_minutes and self.wall_seconds >= 60 * config.max_minutes:
@@ -322,7 +322,7 @@ class Records:
             self.save_policy(learner.trainer.policy, learner.updates, learner.inserted, name)
         wall = self.wall_seconds
         # Games that came in after the one that solved it do not take that back.
-        mean = self.scores.mean_100 if self._solved_with is None else self._solved_with
+        mean = self._solved[0] if self._solved else self.scores.mean_100
         result = {
             "solved": self.solved,
             "reason": reason,

@@ -492,7 +492,7 @@ def test_lock_step_that_is_done_is_not_interrupted_while_it_saves(
 
     finish = learner.finish
 
-    def told_meanwhile(*arguments: Any) -> bool:
+    def told_meanwhile(*arguments: Any) -> int:
         os.kill(os.getpid(), signal.SIGINT)
         return finish(*arguments)
 

@@ -320,7 +320,10 @@ def test_a_run_of_another_version_is_a_mismatch(
     del older["noop_max"]
     (tmp_path / "config.json").write_text(json.dumps(older))
     assert main(["--resume", str(tmp_path)]) == 3
-    assert "is of another version of Volley: it lacks 'noop_max'." in capsys.readouterr().err
+    assert (
+        "is of another version of Volley: it lacks 'noop_max'; use the version"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_the_run_said_before_is_kept_on_resume(tmp_path: Path) -> None:
@@ -377,6 +380,28 @@ sys.exit(launch.main(sys.argv[1:]))
     assert done.returncode == 1
     assert "volley: The loss is inf at update 1: lower --learning-rate or set" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_lock_step_that_ends_with_a_sentence_says_how_to_go_on_too(tmp_path: Path) -> None:
+    breaking = """
+import itertools, math, sys
+import launch
+from tests.catch import Catch
+play, steps = Catch.step, itertools.count()
+def step(self, action):
+    obs, reward, *rest = play(self, action)
+    return obs, math.nan if next(steps) == 700 else reward, *rest
+Catch.step = step
+sys.exit(launch.main(sys.argv[1:]))
+"""
+    words = ["--actors", "0", "--env", CATCH, "--network", "nips", "--run-dir", str(tmp_path)]
+    words += ["--learning-starts-transitions", "100", "--checkpoint-period-seconds", "0.1"]
+    command = [sys.executable, "-c", breaking, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 2
+    sentence, how = done.stderr.splitlines()
+    assert sentence == "volley: Catch gave a reward of nan, expected a finite one."
+    assert how.startswith("Go on with:") and how.endswith(f"--resume {tmp_path}")
 
 
 def test_a_console_that_is_gone_costs_nothing(tmp_path: Path) -> None:

@@ -242,6 +242,27 @@ def test_a_checkpoint_is_left_out_while_the_one_before_is_being_written(
     assert len(written) == 2  # the first, and the last, which is never left out
 
 
+def test_a_last_save_that_waits_for_one_that_hangs_shows_no_life(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or nobody would end a learner whose disk never answers."""
+    learner, may_go_on, beats = folder.learner(config(), chunks=1), threading.Event(), list[int]()
+    monkeypatch.setattr(Checkpointer, "_write", lambda *_, **__: may_go_on.wait(60))
+    learner.save()
+    thread, looks = learner.checkpoints._thread, itertools.count()
+    assert thread
+    join = thread.join
+
+    def look(seconds: float) -> None:
+        if next(looks) == 3:
+            may_go_on.set()
+            join(60)
+
+    monkeypatch.setattr(thread, "join", look)
+    learner.save_now(lambda: beats.append(1))
+    assert next(looks) == 4 and not beats
+
+
 def test_a_learner_whose_transport_dies_saves_what_it_has(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,8 +300,25 @@ def test_a_run_that_the_last_chunks_solve_is_solved_and_says_by_which_mean(
     begun = {"resume": False, "started": time.monotonic(), "stop": told, "beat": lambda: None}
     assert run_learner(settings, folder.path, **begun) == 0  # type: ignore[arg-type]
     result = json.loads((folder.path / "result.json").read_text())
-    assert result["solved"] and result["reason"] == "Solved in 1,632 env steps!"
-    assert (result["mean_score_100"], result["games"]) == (1.0, 101)
+    assert result["solved"] and result["reason"] == "Solved in 1,616 env steps!"
+    assert (result["mean_score_100"], result["games"], result["env_steps"]) == (1.0, 101, 1_632)
+
+
+def test_a_transport_that_dies_when_nothing_more_is_wanted_of_it_costs_nothing(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, stop = config(max_env_steps=480), LearnerEndpoint.stop
+    folder.learner(settings, chunks=30).save_now()
+
+    def stopped(self: LearnerEndpoint) -> None:
+        stop(self)
+        self._failure = KeyError("a bug")
+
+    monkeypatch.setattr(LearnerEndpoint, "stop", stopped)
+    told: Any = SimpleNamespace(reason="")
+    begun = {"resume": True, "started": time.monotonic(), "stop": told, "beat": lambda: None}
+    assert run_learner(settings, folder.path, **begun) == 0  # type: ignore[arg-type]
+    assert (folder.path / "result.json").exists()
 
 
 @pytest.mark.parametrize("lock_step", [False, True])

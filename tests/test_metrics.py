@@ -289,10 +289,10 @@ def test_solved_needs_a_hundred_games_above_the_mark() -> None:
 
 def test_a_run_that_was_solved_stays_so_whatever_comes_in_before_it_ends(tmp_path: Path) -> None:
     records = Records(config(), tmp_path, 0.0, None, 0, 0)
-    for score in (*[21.0] * 100, *[-21.0] * 10):
-        records.game(EpisodeStats(score, 60), env_steps=1, updates=1)
+    for i, score in enumerate((*[21.0] * 100, *[-21.0] * 10)):
+        records.game(EpisodeStats(score, 60), env_steps=10 * (i + 1), updates=1)
     assert not records.scores.solved(19.5)
-    assert records.finished(7, "Told to stop.") == "Solved in 7 env steps!"
+    assert records.finished(1_100, "Told to stop.") == "Solved in 1,000 env steps!"
     records.metrics.close()
 
 

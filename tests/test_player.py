@@ -11,7 +11,7 @@ from actors.game import GymGame
 from actors.player import Player
 from actors.policy import epsilon_greedy
 from common.errors import Mismatch
-from common.messages import Chunk, Spec, decode_chunk, encode_chunk
+from common.messages import Chunk, EpisodeStats, Spec, decode_chunk, encode_chunk
 from tests.builders import config
 from tests.catch import Catch
 
@@ -57,6 +57,8 @@ def test_saved_while_games_are_still_joining_it_goes_on_alike(saved_after: int) 
     straight, resumed = player(games=4), player(games=4)
     for _ in range(saved_after):
         straight.step(0.5)
+    resumed.games[0].scores.append(99.0)  # of games that were over while these were made
+    resumed._over.append(EpisodeStats(99.0, 1))
     resumed.load_state_dict(straight.state_dict())
     resumed.network.load_state_dict(straight.network.state_dict())
     for _ in range(80):
@@ -65,6 +67,7 @@ def test_saved_while_games_are_still_joining_it_goes_on_alike(saved_after: int) 
         for one, other in zip(ours, theirs, strict=True):
             assert (one.frames == other.frames).all()
             assert (one.transitions == other.transitions).all()
+            assert one.episode == other.episode
         assert (straight.obs == resumed.obs).all()
     assert len(resumed.games) == 4
 

@@ -27,7 +27,7 @@ from common.keys import (
 )
 from common.lifeline import Heartbeats
 from common.messages import Chunk, Header, Spec, Type, Weights
-from common.router import LearnerEndpoint
+from common.router import LearnerEndpoint, TransportDied
 from common.sessions import Session
 from tests.builders import chunk_of, config
 from tests.running import until
@@ -729,6 +729,9 @@ def test_a_transport_thread_that_dies_is_heard_of(
     monkeypatch.setattr(pair.learner, "_grant", broken)
     pair.learner._wake()
     assert isinstance(eventually(told).__cause__, KeyError)
+    pair.learner._inbox.append(pair.chunk(5))  # it had been acknowledged, so it is not lost
+    assert len(pair.learner.drain()) == 1
+    assert isinstance(told(), TransportDied)
 
 
 def test_a_replaced_life_that_says_hello_again_stays_replaced(pair: Pair) -> None:

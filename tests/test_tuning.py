@@ -353,7 +353,7 @@ def test_a_gpu_session_shares_its_time_survives_a_failure_and_reports_everything
     assert "Trouble with gpu/seed-1:\n```\nexit code 1\nout of memory" in report
     for name in ("console.log", "metrics.csv", "best.safetensors"):  # of a run in trouble too
         assert (tmp_path / "out" / "gpu" / "seed-1" / name).exists()
-    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "gpu").glob("seed-*"))
 
 
 def test_the_settings_for_a_gpu_and_for_a_trial_without_are_valid() -> None:

@@ -29,16 +29,16 @@ class Player:
 
     def __init__(self, config: Config, seed: list[int]) -> None:
         self.config = config
-        policy_seed, *spawned = np.random.SeedSequence(seed).spawn(1 + config.envs_per_actor)
+        policy_seed, *spawned = np.random.SeedSequence(seed).spawn(1 + config.games_per_actor)
         self.rng = np.random.default_rng(policy_seed)
         self._game_seeds = [game_seed(one) for one in spawned]
         self.network = network_for(config).for_inference()
         self.weights_version = -1
         self.timings = Timings()
         self.games: list[Game] = []
-        self._screens = Screens(config.envs_per_actor)
+        self._screens = Screens(config.games_per_actor)
         self.accumulators: list[Accumulator] = []
-        self._observations = Observations(config.envs_per_actor)
+        self._observations = Observations(config.games_per_actor)
         self.first_game_steps = 0
         self.lengths: list[int] = []  # of the games in progress
         self._over: collections.deque[EpisodeStats] = collections.deque()  # not yet reported
@@ -141,7 +141,7 @@ class Player:
 
 def joins_after(config: Config, game: int) -> float:
     """Env steps of an actor's first game before game number `game`, from 0, begins."""
-    if game >= config.envs_per_actor:
+    if game >= config.games_per_actor:
         return float("inf")
     chunk = config.chunk_transitions
-    return 2 * chunk + game * chunk // config.envs_per_actor if game else 0
+    return 2 * chunk + game * chunk // config.games_per_actor if game else 0

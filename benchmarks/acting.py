@@ -172,7 +172,7 @@ def all_joined(config: Config) -> Player:
     """A player whose games have all begun, with a trained policy."""
     player = Player(config, [0])
     player.load_weights(0, trained_vector())
-    while len(player.games) < config.envs_per_actor:
+    while len(player.games) < config.games_per_actor:
         player.step(0.0)
     return player
 

@@ -28,7 +28,7 @@ from benchmarks.measure import (
 from benchmarks.peers.environment import Peers
 from benchmarks.system import Run, ours
 from benchmarks.worker import Worker, versus
-from common.config import FRAME_SHAPE, STACK, Config
+from common.config import FRAME_SHAPE, GAMES_EACH, STACK, Config
 from common.machine import cores
 from launch import learner_environment
 from learner.captured import Launch, as_cuda_graph
@@ -48,6 +48,7 @@ BURST = 250
 # written at the end of each run.
 ON_GPU = (
     *("--cuda", "--replay-device", "cuda", "--learner-threads", "1", "--batch-size", "128"),
+    *("--envs-per-actor", str(GAMES_EACH)),  # an actor alone too: it is what many are compared to
     *("--samples-per-insert", "1.6", "--publish-period-updates", "80"),
     *("--replay-transitions", "100000", "--learning-starts-transitions", "5000"),
 )

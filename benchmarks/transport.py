@@ -21,7 +21,7 @@ from benchmarks.peers.environment import Peers
 from benchmarks.worker import ROOT, Worker
 from common import messages
 from common.address import endpoint
-from common.config import Config
+from common.config import GAMES_EACH, Config
 from common.dealer import ActorEndpoint
 from common.keys import load_actor_keys, load_learner_keys
 from common.lifeline import Heartbeats
@@ -228,7 +228,7 @@ class PreparedSender(ActorEndpoint):
 
 def arriving(form: Form, peers: Peers) -> list[Row]:
     """Row 5: actors that are connected against as many that are not; and what new weights cost."""
-    rows, games = [], Config().envs_per_actor
+    rows, games = [], GAMES_EACH
     most = max(1, cores() - 1)  # one core receives
     for actors in [n for n in (1, 2, 4, 8, 15) if n <= most]:
         alone = Worker("benchmarks.acting:unconnected_sides", games=games)

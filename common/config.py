@@ -18,6 +18,7 @@ FRAME_SHAPE = (84, 84)
 STACK = 4  # frames in one observation
 OUT_OF_REACH = 1e9  # a score that says: never
 LEAST_SAMPLES_PER_INSERT = 0.001
+GAMES_ALONE, GAMES_EACH = 16, 8  # of an actor alone, and of one among others
 VERSION = "0.1.0"
 
 
@@ -59,10 +60,11 @@ class Config:
 
     """## Acting"""
     actors: int | None = None
-    """Actor processes; left out: half of the cores, at least 2, or with --cuda all but one (book:
-    1); 0: everything in this process in lock-step (bit-reproducible on the CPU)."""
-    envs_per_actor: int = 8
-    """Games per actor, stepped in turn with one batched forward pass."""
+    """Actor processes; left out: half of the cores, or with --cuda all but one (book: 1); 0:
+    everything in this process in lock-step (bit-reproducible on the CPU)."""
+    envs_per_actor: int | None = None
+    """Games per actor, stepped in turn with one batched forward pass; left out: 16 of an actor
+    alone, 8 of each of several (book: 1, pong-frugal: 8)."""
     epsilon_start: float = 1.0
     """Exploration at env step 0."""
     epsilon_final: float = 0.002
@@ -209,7 +211,7 @@ class Config:
         waits for credit while the learner keeps up. With less, actors take turns; the more, the
         longer the ratio may lag behind a change of speed.
         """
-        games = max(self.actor_count, 1) * self.envs_per_actor
+        games = max(self.actor_count, 1) * self.games_per_actor
         chunks = max(1.0, games / 2)
         chosen = self.batch_size + chunks * self.samples_per_insert * self.chunk_transitions
         return self.samples_per_insert_tolerance or chosen
@@ -220,11 +222,13 @@ class Config:
         return {name: getattr(self, name) for name in (*OF_TRANSITIONS, "run_id")}
 
     def resolved(self) -> "Config":
-        """The same with what was left out filled in: actors, threads, the score of mastery."""
+        """The same with what was left out filled in: actors, their games, threads, the score of
+        mastery."""
         threads = self.learner_threads or max(1, cores() - self.actor_count)
         return dataclasses.replace(
             self,
             actors=self.actor_count,
+            envs_per_actor=self.games_per_actor,
             learner_threads=threads,
             reward_mastered=self.mastery_score,
         )
@@ -239,7 +243,14 @@ class Config:
         """`actors`, or what suits the machine when it is left out."""
         if self.actors is not None:
             return self.actors
-        return max(1, cores() - 1) if self.cuda else max(2, cores() // 2)
+        return max(1, cores() - 1 if self.cuda else cores() // 2)
+
+    @property
+    def games_per_actor(self) -> int:
+        """`envs_per_actor`, or what suits the number of actors when it is left out."""
+        if self.envs_per_actor is not None:
+            return self.envs_per_actor
+        return GAMES_EACH if self.actor_count > 1 else GAMES_ALONE
 
     def portable(self) -> "Config":
         """The same without what is of one run on one machine alone: its folder, its number, where

@@ -11,6 +11,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "pong": {},
     # Fewest env steps: each is trained on eight times.
     "pong-frugal": {
+        "envs_per_actor": 8,
         "samples_per_insert": 8.0,
         "samples_per_insert_mastered": 0.0,
         "learning_starts_transitions": 4_000,

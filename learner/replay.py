@@ -298,7 +298,7 @@ def bytes_beside(config: Config) -> int:
     if config.replay_device == "cuda":
         return 1 << 30
     chunk_bytes = Spec.of(config).max_frames * FRAME_BYTES
-    games = config.envs_per_actor * (chunk_bytes + (1 << 20))
+    games = config.games_per_actor * (chunk_bytes + (1 << 20))
     processes = (512 + 300 * config.actor_count) << 20
     return processes + max(config.actor_count, 1) * games
 

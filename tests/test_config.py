@@ -107,7 +107,7 @@ def test_every_setting_is_of_one_kind_and_a_new_one_must_be_given_its_own() -> N
 
 @pytest.mark.parametrize(
     ("cores", "cuda", "actors"),
-    [(1, False, 2), (2, False, 2), (16, False, 8), (16, True, 15), (1, True, 1)],
+    [(1, False, 1), (2, False, 1), (3, False, 1), (16, False, 8), (16, True, 15), (1, True, 1)],
 )
 def test_the_actors_suit_the_machine_unless_they_are_given(
     cores: int, cuda: bool, actors: int, monkeypatch: pytest.MonkeyPatch
@@ -115,6 +115,21 @@ def test_the_actors_suit_the_machine_unless_they_are_given(
     monkeypatch.setattr("common.config.cores", lambda: cores)
     assert make_config("pong", cuda=cuda).actor_count == actors
     assert make_config("pong", cuda=cuda, actors=5).actor_count == 5
+
+
+@pytest.mark.parametrize(
+    ("preset", "actors", "games"),
+    [("pong", 0, 16), ("pong", 1, 16), ("pong", 2, 8), ("pong-frugal", 1, 8), ("book", 1, 1)],
+)
+def test_an_actor_alone_plays_as_many_games_as_two(preset: str, actors: int, games: int) -> None:
+    assert make_config(preset, actors=actors).games_per_actor == games
+    assert make_config(preset, actors=actors).resolved().envs_per_actor == games
+    assert make_config(preset, actors=actors, envs_per_actor=3).games_per_actor == 3
+
+
+def test_a_run_goes_on_with_as_many_games_when_it_gets_more_actors(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(parse(["--actors", "1"]).config.to_json())
+    assert parse(["--resume", str(tmp_path), "--actors", "4"]).config.games_per_actor == 16
 
 
 @pytest.mark.parametrize(

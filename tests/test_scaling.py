@@ -23,7 +23,7 @@ from benchmarks.scaling.simulation import (
     simulate,
 )
 from benchmarks.scaling.studies import balance, settled
-from common.config import Config
+from common.config import GAMES_EACH, Config
 from learner.learner import PUBLISH_SECONDS
 
 FREE = Costs(**{field.name: 0.0 for field in dataclasses.fields(Costs)})
@@ -150,7 +150,7 @@ def test_slow_training_holds_the_actors_to_the_ratio() -> None:
     assert balance(scenario, result) == pytest.approx(1.0, abs=0.03)
     assert max(result.used, key=result.used.__getitem__) == TRAINING
     # Each of them waits for its turn with a chunk in hand, and another in the making of each game.
-    waiting = 8 * CHUNK * (1 + Config().envs_per_actor / 2)
+    waiting = 8 * CHUNK * (1 + GAMES_EACH / 2)
     assert result.data_age == pytest.approx(waiting / result.env_steps_per_second, rel=0.05)
 
 

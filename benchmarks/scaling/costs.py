@@ -22,7 +22,7 @@ from benchmarks.measure import Side, alternate, steadily
 from benchmarks.scaling.transport_costs import SENDERS, Figures, full_chunks, transport
 from benchmarks.worker import Worker
 from common import messages
-from common.config import FRAME_SHAPE, Config
+from common.config import FRAME_SHAPE, GAMES_EACH, Config
 from common.messages import Chunk, Spec, Weights
 from common.network import network_for, state_size, state_vector
 from launch import learner_environment
@@ -39,7 +39,7 @@ MESSAGE_BYTES = 200.0  # on the wire, of an acknowledgement with its frame: some
 def actor_sides() -> dict[str, Side]:
     """Seconds of an env step, by the clock on the wall; and of an actor's other work."""
     torch.set_num_threads(1)
-    config = greedy(Config().envs_per_actor)
+    config = greedy(GAMES_EACH)
     player = all_joined(config)
     full = full_chunks(config)
     weights = Weights(1, state_vector(network_for(config)))

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from common.config import Config
+from common.config import GAMES_EACH, Config
 from common.errors import ConfigError
 from common.presets import make_config
 from learner.learner import PUBLISH_SECONDS
@@ -93,11 +93,12 @@ class Scenario:
     def tolerance_samples(self) -> float:
         """As `Config.tolerance_samples`, for any number of actors."""
         config = self.config
-        chunks = max(1.0, self.actors * config.envs_per_actor / 2)
+        chunks = max(1.0, self.actors * config.games_per_actor / 2)
         chosen = config.batch_size + chunks * config.samples_per_insert * config.chunk_transitions
         return config.samples_per_insert_tolerance or chosen
 
 
 def preset(**overrides: Any) -> Config:
     """The preset `pong` with some fields replaced."""
-    return make_config("pong", n_actions=6, frames_per_env_step=4, actors=1, **overrides)
+    games = {"actors": 1, "envs_per_actor": GAMES_EACH}
+    return make_config("pong", n_actions=6, frames_per_env_step=4, **games, **overrides)

@@ -172,7 +172,7 @@ def simulate(scenario: Scenario, seconds: float, settle: float) -> Result:
         LINK_OUT: scenario.network.bytes_per_second,
     }
     # Of each game a chunk is in the making, half done in the mean.
-    making = scenario.actors * scenario.config.envs_per_actor * run.chunk / 2
+    making = scenario.actors * scenario.config.games_per_actor * run.chunk / 2
     held = [making + figures["produced"] - figures["env_steps"] for figures in (before, after)]
     steps, played = gained["env_steps"], gained["produced"] / run.chunk
     return Result(

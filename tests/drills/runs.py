@@ -166,14 +166,14 @@ def lives_differ(folder: Path, long: bool) -> dict[int, str]:
     digests = set()
     for actor, life, begun in lives:
         player = Player(config, life_seed(config, actor, life, begun))
-        sums = [hashlib.sha256() for _ in range(config.envs_per_actor)]
+        sums = [hashlib.sha256() for _ in range(config.games_per_actor)]
         for _ in range(env_steps):
             for obs, digest in zip(player.obs, sums, strict=False):  # the second joins later
                 digest.update(obs[-1].tobytes())
             player.step(1.0)
         digests |= {digest.hexdigest() for digest in sums}
         player.close()
-    games = len(lives) * config.envs_per_actor
+    games = len(lives) * config.games_per_actor
     assert len(digests) == games, f"only {len(digests)} of {games} games differ"
     return {
         20: f"{games} games of {len(lives)} lives of {actors} actors, all they saw in "

@@ -128,7 +128,7 @@ class System:
     def all_play(self) -> bool:
         """Has every actor taken a step in each of its games?"""
         games = [self._games(actor) for actor in self.actor_processes().values()]
-        return len(games) == self.actors and min(games) == self.config.envs_per_actor
+        return len(games) == self.actors and min(games) == self.config.games_per_actor
 
     def _games(self, actor: psutil.Process) -> int:
         """Those that this process has taken a step in."""
@@ -216,7 +216,7 @@ class System:
             check_gapless(one)
             chunks_missing.append(len(one.sent) - count)
             steps_missing.append(one.steps - int(one.sent["length"][:count].sum()))
-        making = config.envs_per_actor * (config.chunk_transitions + config.n_step)
+        making = config.games_per_actor * (config.chunk_transitions + config.n_step)
         most = (config.window_chunks + 1) * config.chunk_transitions + making
         assert max(chunks_missing) <= config.window_chunks + 1, "more was under way than the window"
         assert max(steps_missing) <= most, f"{max(steps_missing)} are missing, at most {most} may"

@@ -25,6 +25,7 @@ def runs(seconds: float) -> Iterator[Figures]:
 
 
 def as_many(actors: int) -> tuple[str, ...]:
+    """Flags; games of each as in the simulation, whose actors are one of many."""
     return ("--actors", str(actors), "--envs-per-actor", str(GAMES_EACH))
 
 

@@ -30,6 +30,7 @@ if __name__ == "__main__":  # until main() knows better
 import argparse
 import contextlib
 import dataclasses
+import math
 import secrets
 import shlex
 from collections.abc import Callable, Iterator
@@ -149,27 +150,33 @@ def train(words: list[str]) -> int:
 
 
 def supervise(config: Config, run_dir: Path, resume: bool, keep_config: Callable[[], None]) -> int:
-    """One learner and N actors, until the learner is done; keep_config if it showed life."""
+    """One learner and N actors, until the learner is done; keep_config if it showed life.
+
+    Actor i's heartbeats are in slot i; after the actors' come the learner's, and the one in which
+    it calls those that wait for mastery.
+    """
     parent, folder = str(os.getpid()), str(run_dir)
     words = ["learner", folder, parent, str(STARTED), str(int(resume))]
-    environment = learner_environment(config)
-    learner_spec = ChildSpec("learner", command(words), config.actor_count, environment)
+    actors, environment = config.actors_in_all, learner_environment(config)
+    learner_spec = ChildSpec("learner", command(words), actors, environment)
 
     def actor_spec(actor_id: int, incarnation: int) -> ChildSpec:
         words = ["actor", folder, parent, str(actor_id), str(incarnation)]
         return ChildSpec(f"actor-{actor_id}", command(words), actor_id, {"OMP_NUM_THREADS": "1"})
 
-    beats = Heartbeats.create(run_dir / "heartbeats", config.actor_count + 1)
+    beats = Heartbeats.create(run_dir / "heartbeats", actors + 2)
     with contextlib.closing(beats):
         supervisor = Supervisor(
             learner_spec,
             actor_spec,
-            config.actor_count,
+            actors,
             beats,
             logs=run_dir / "logs",
             log=partial(say, error=True),
             # One for each core that the learner leaves them.
             first_actors=max(1, cores() - config.learner_threads),
+            late_actors=actors - config.actor_count,
+            call_late=lambda: beats.age_seconds(actors + 1) < math.inf,
         )
         try:
             return supervisor.run()
@@ -230,7 +237,8 @@ def learner(words: list[str]) -> int:
         resume=resume == "1",
         started=float(started),
         stop=stop,
-        beat=lambda: beats.beat(config.actor_count),
+        beat=lambda: beats.beat(config.actors_in_all),
+        call_late_actors=lambda: beats.beat(config.actors_in_all + 1),
     )
 
 

@@ -16,7 +16,8 @@ from common.presets import make_config
 # A resumed run continues the same experiment; these may differ without changing it.
 RESUME_MAY_CHANGE = frozenset(
     {
-        *("actors", "learner_threads", "window_chunks", "cuda", "replay_device", "bind", "keys"),
+        *("actors", "actors_mastered", "learner_threads", "window_chunks", "cuda"),
+        *("replay_device", "bind", "keys"),
         *("reward", "max_env_steps", "max_minutes"),
         *("log_period_seconds", "checkpoint_period_seconds", "checkpoints_kept"),
     }
@@ -53,8 +54,8 @@ def _resumed(run_dir: Path, given: dict[str, Any]) -> Config:
             f"{fixed[0]} cannot change on --resume, which goes on with the same experiment in the "
             "same folder; start a new run for it."
         )
-    if "actors" in given:  # the learner's share of the cores follows, unless it is given too
-        given = {"learner_threads": 0, **given}
+    if "actors" in given:  # what follows from it does so again, unless it is given too
+        given = {"learner_threads": 0, "actors_mastered": None, **given}
     return dataclasses.replace(config, **given)
 
 

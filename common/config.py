@@ -64,6 +64,10 @@ class Config:
     actors: int | None = None
     """Actor processes; left out: half of the cores, or with --cuda all but one (book: 1); 0:
     everything in this process in lock-step (bit-reproducible on the CPU)."""
+    actors_mastered: int | None = None
+    """So many from the first time on that the game is mastered, when the learner rests; left out:
+    one for each core, but as many as before where --actors is given, with --cuda and where
+    --samples-per-insert-mastered is 0."""
     envs_per_actor: int | None = None
     """Games per actor, stepped in turn with one batched forward pass; left out: 16 of an actor
     alone, 8 of each of several (book: 1, pong-frugal: 8)."""
@@ -99,9 +103,10 @@ class Config:
     """Exponent of the importance weights; constant (the paper raises it to 1 on the way)."""
     samples_per_insert: float = 1.8
     """Transitions trained on per transition inserted; couples the learner's rate to the actors'."""
-    samples_per_insert_mastered: float = 0.6
+    samples_per_insert_mastered: float = 0.05
     """At most so many while the mean score of the last 10 games is at least --reward-mastered: what
-    is left then is to show it in 100 games, so acting goes first; 0: the ratio stays."""
+    is left then is to show it in 100 games, and the policy that is kept should be the one that
+    played them, so learning rests; 0: the ratio stays."""
     samples_per_insert_tolerance: float = 0.0
     """How many samples the actors may run ahead of that ratio; 0: chosen to suit."""
 
@@ -201,6 +206,17 @@ class Config:
                     f"{flag(name)} {getattr(self, name):g} needs a score that can be reached: give "
                     "--reward-mastered, the score of good play, or set it to 0."
                 )
+        if self.actors_mastered and not self.actor_count:
+            raise ConfigError(
+                "--actors-mastered is of no use with --actors 0, where everything is one process; "
+                "leave it out."
+            )
+        if self.actors_in_all < self.actor_count:
+            raise ConfigError(
+                f"--actors-mastered is {self.actors_mastered}, fewer than the {self.actor_count} "
+                "actors that play until then, and none of them is stopped: leave it out, or give "
+                f"at least {self.actor_count}."
+            )
         for name, least in _LEAST_IF_ANY.items():
             if 0 < (value := getattr(self, name)) < least:
                 raise ConfigError(f"{flag(name)} is {value:g}, expected 0 or at least {least:g}.")
@@ -211,7 +227,8 @@ class Config:
 
         Games fill their chunks at different moments: with room for half of them at once nobody
         waits for credit while the learner keeps up. With less, actors take turns; the more, the
-        longer the ratio may lag behind a change of speed.
+        longer the ratio may lag behind a change of speed. Actors that wait for mastery are not
+        counted: the learner rests when they play.
         """
         games = max(self.actor_count, 1) * self.games_per_actor
         chunks = max(1.0, games / 2)
@@ -230,6 +247,7 @@ class Config:
         return dataclasses.replace(
             self,
             actors=self.actor_count,
+            actors_mastered=self.actors_in_all,
             envs_per_actor=self.games_per_actor,
             learner_threads=threads,
             reward_mastered=self.mastery_score,
@@ -246,6 +264,16 @@ class Config:
         if self.actors is not None:
             return self.actors
         return max(1, cores() - 1 if self.cuda else cores() // 2)
+
+    @property
+    def actors_in_all(self) -> int:
+        """Those that play from the start and those that wait for mastery: `actors_mastered`, or
+        what suits the machine when it is left out."""
+        if self.actors_mastered is not None:
+            return self.actors_mastered
+        if self.actors is not None or self.cuda or not self.samples_per_insert_mastered:
+            return self.actor_count
+        return max(self.actor_count, cores())
 
     @property
     def games_per_actor(self) -> int:
@@ -327,7 +355,7 @@ OF_CHECKPOINTS = (
 """What a checkpoint must have in common with the run that goes on from it."""
 
 _RANGES: list[tuple[str, float, float]] = [
-    ("actors", 0, 4096),
+    ("actors actors_mastered", 0, 4096),
     ("envs_per_actor", 1, 1024),
     ("seed", 0, 2**31 - 1),
     ("noop_max", 0, 10_000),

@@ -100,6 +100,7 @@ class Learner:
         # Of the update begun and not finished: its transitions' ids, what waits for the rest.
         self._begun: tuple[np.ndarray, Callable[[], tuple[UpdateStats, torch.Tensor]]] | None = None
         self.weights_version = 0
+        self.mastered = False  # is the game, by the last games
         self._next_keep = 0.0
         self.checkpoints = Checkpointer(
             run_dir / "checkpoints", self.replay, config.checkpoints_kept
@@ -153,12 +154,13 @@ class Learner:
 
     def _follow_scores(self) -> None:
         """Sets step size and samples per insert by the recent scores: smaller steps as play
-        improves, since large ones undo what is learned; fewer samples once it is mastered, so that
-        acting goes first."""
+        improves, since large ones undo what is learned; next to no samples while it is mastered,
+        or a run might end with another policy than the one that won its games."""
         config, progress = self.config, self.records.scores.progress(self.config.mastery_score)
+        self.mastered = progress == 1.0
         self.trainer.adam.learning_rate = learning_rate_of(config, progress)
         ratio = config.samples_per_insert
-        if progress == 1.0 and config.samples_per_insert_mastered:
+        if self.mastered and config.samples_per_insert_mastered:
             ratio = min(ratio, config.samples_per_insert_mastered)
         if ratio != self.limiter.samples_per_insert:
             self.limiter = self.limiter.at_ratio(ratio, self.inserted)
@@ -299,10 +301,12 @@ def run_learner(
     started: float,
     stop: StopSignal,
     beat: Callable[[], None],
+    call_late_actors: Callable[[], None] = lambda: None,
 ) -> int:
     """The learner process, until solved, a limit or `stop`. -> exit code.
 
-    started: the moment of the command (time.monotonic()); beat: called every turn.
+    started: the moment of the command (time.monotonic()); beat: called every turn;
+    call_late_actors: called every turn while the game is mastered.
     """
     transport = open_transport(config, run_dir)  # first: an address in use leaves no trace
     try:
@@ -310,7 +314,7 @@ def run_learner(
         transport.publish(learner.weights())
         transport.set_insert_limit(learner.insert_limit(), learner.inserted)
         transport.start(learner.inserted)
-        reason = learn(learner, transport, stop, beat)
+        reason = learn(learner, transport, stop, beat, call_late_actors)
     except TransportDied:  # what was learned until then is whole
         save_last(learner, beat)
         learner.records.metrics.close()
@@ -324,13 +328,19 @@ def run_learner(
 
 
 def learn(
-    learner: Learner, transport: LearnerEndpoint, stop: StopSignal, beat: Callable[[], None]
+    learner: Learner,
+    transport: LearnerEndpoint,
+    stop: StopSignal,
+    beat: Callable[[], None],
+    call_late_actors: Callable[[], None],
 ) -> str:
     """The loop. -> why it ended."""
     reason = ""
     published, next_publish = learner.weights_version, 0.0
     while not reason:
         beat()
+        if learner.mastered:
+            call_late_actors()
         for chunk in transport.drain():
             learner.insert(chunk)
         if learner.may_sample():

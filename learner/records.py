@@ -341,6 +341,7 @@ class Records:
             "preset": config.preset,
             "env": config.env,
             "actors": config.actor_count,
+            "actors_mastered": config.actors_in_all,
             "actor_restarts": transport.restarts if transport else 0,
             "device": str(learner.trainer.device),
             "captured_updates": learner.trainer.is_captured,
@@ -379,7 +380,7 @@ class Records:
 
     def epsilon(self, env_steps: int) -> float:
         """The actors' mean."""
-        actors = max(self.config.actor_count, 1) if self.config.epsilon_ladder else 1
+        actors = max(self.config.actors_in_all, 1) if self.config.epsilon_ladder else 1
         return sum(epsilon_of(self.config, i, env_steps) for i in range(actors)) / actors
 
     def _speed_now(self, env_steps: int) -> float:

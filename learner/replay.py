@@ -299,8 +299,8 @@ def bytes_beside(config: Config) -> int:
         return 1 << 30
     chunk_bytes = Spec.of(config).max_frames * FRAME_BYTES
     games = config.games_per_actor * (chunk_bytes + (1 << 20))
-    processes = (512 + 300 * config.actor_count) << 20
-    return processes + max(config.actor_count, 1) * games
+    processes = (512 + 300 * config.actors_in_all) << 20
+    return processes + max(config.actors_in_all, 1) * games
 
 
 def check_fits(config: Config, available_bytes: int, where: str, *, resume: bool) -> None:

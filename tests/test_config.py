@@ -83,7 +83,8 @@ def test_what_decides_the_meaning_of_chunks_and_checkpoints_is_all_there() -> No
 
 
 def test_a_resumed_run_may_change_how_it_is_run_and_nothing_that_it_learns() -> None:
-    machine = {"actors", "learner_threads", "window_chunks", "cuda", "replay_device"}
+    processes = {"actors", "actors_mastered", "learner_threads"}
+    machine = {*processes, "window_chunks", "cuda", "replay_device"}
     addresses, limits = {"bind", "keys"}, {"reward", "max_env_steps", "max_minutes"}
     records = {"log_period_seconds", "checkpoint_period_seconds", "checkpoints_kept"}
     assert machine | addresses | limits | records == RESUME_MAY_CHANGE
@@ -118,6 +119,29 @@ def test_the_actors_suit_the_machine_unless_they_are_given(
 
 
 @pytest.mark.parametrize(
+    ("settings", "in_all"),
+    [
+        ({}, 4),
+        ({"cuda": True}, 3),
+        ({"actors": 1}, 1),
+        ({"actors": 6}, 6),
+        ({"actors": 0}, 0),
+        ({"actors": 1, "actors_mastered": 3}, 3),
+        ({"actors_mastered": 2}, 2),
+        ({"samples_per_insert_mastered": 0.0}, 2),
+    ],
+)
+def test_once_the_game_is_mastered_every_core_plays_unless_the_actors_are_given(
+    settings: dict[str, Any], in_all: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.config.cores", lambda: 4)
+    assert make_config("pong", **settings).actors_in_all == in_all
+    found = make_config("pong", **settings).resolved()
+    monkeypatch.setattr("common.config.cores", lambda: 64)  # where it may be resumed
+    assert found.actors_in_all == in_all
+
+
+@pytest.mark.parametrize(
     ("preset", "actors", "games"),
     [("pong", 0, 16), ("pong", 1, 16), ("pong", 2, 8), ("pong-frugal", 1, 8), ("book", 1, 1)],
 )
@@ -137,6 +161,8 @@ def test_a_run_goes_on_with_as_many_games_when_it_gets_more_actors(tmp_path: Pat
     [
         ({"actors": -1}, "--actors is -1, expected 0 to 4096"),
         ({"actors": 1.5}, "--actors is 1.5, expected int"),
+        ({"actors": 3, "actors_mastered": 2}, "is 2, fewer than the 3 actors that play until then"),
+        ({"actors": 0, "actors_mastered": 2}, "--actors-mastered is of no use with --actors 0"),
         ({"gamma": 1.5}, "--gamma is 1.5, expected 0 to 1"),
         ({"noop_max": 10_001}, "--noop-max is 10001, expected 0 to 10000"),
         ({"learning_rate": float("nan")}, "--learning-rate is nan, expected a number"),
@@ -154,7 +180,7 @@ def test_a_run_goes_on_with_as_many_games_when_it_gets_more_actors(tmp_path: Pat
         ({"reward": 1e9}, "--learning-rate-final 5e-05 needs a score that can be reached"),
         (
             {"reward": 1e9, "learning_rate_final": 0.0},
-            "--samples-per-insert-mastered 0.6 needs a score that can be reached",
+            "--samples-per-insert-mastered 0.05 needs a score that can be reached",
         ),
         ({"replay_device": "cuda"}, "needs --cuda: without it, --replay-device cpu."),
         ({"keys": "a\udcff"}, r"--keys is 'a\udcff', expected UTF-8."),
@@ -306,6 +332,21 @@ def test_the_learner_gets_the_cores_that_actors_leave(
     (tmp_path / "config.json").write_text(found.to_json())
     resumed = parse(["--resume", str(tmp_path), "--actors", "3"]).config
     assert (resumed.actors, resumed.learner_threads) == (3, 13)
+
+
+def test_a_run_that_is_resumed_with_other_actors_has_no_more_for_mastery(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.config.cores", lambda: 4)
+    (tmp_path / "config.json").write_text(parse([]).config.to_json())
+    for words, actors, in_all in (
+        ([], 2, 4),
+        (["--actors", "6"], 6, 6),
+        (["--actors", "1", "--actors-mastered", "3"], 1, 3),
+        (["--actors-mastered", "8"], 2, 8),
+    ):
+        resumed = parse(["--resume", str(tmp_path), *words]).config
+        assert (resumed.actors, resumed.actors_mastered) == (actors, in_all)
 
 
 def test_a_folder_with_rows_and_no_checkpoint_is_not_begun_in_again(tmp_path: Path) -> None:

@@ -81,6 +81,21 @@ def test_pong_with_two_actors_ends_by_itself_with_complete_records(tmp_path: Pat
     assert not os.path.lexists(run_dir / "heartbeats")
 
 
+def test_another_actor_joins_once_the_game_is_mastered(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    alone_until_ten_games = ["--actors", "1", "--actors-mastered", "2", "--reward-mastered=-1000"]
+    with launch(
+        "--env", CATCH, "--run-dir", str(run_dir), *QUICK, *alone_until_ten_games
+    ) as process:
+        until(lambda: updates(run_dir) and "actors/1/steps_per_s" in tags(run_dir), 60)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    result = json.loads((run_dir / "result.json").read_text())
+    assert (result["actors"], result["actors_mastered"]) == (1, 2)
+    assert processes_of(run_dir) == []
+
+
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     with launch("--run-dir", str(run_dir), *QUICK) as process:

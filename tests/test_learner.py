@@ -11,14 +11,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from common.config import Config
-from common.messages import EpisodeStats, Spec
+from common.messages import Chunk, EpisodeStats, Spec
 from common.network import DQN, network_for, state_size, state_vector
 from common.policy_file import load_policy, mean_score_of
 from common.router import LearnerEndpoint, TransportDied
@@ -204,9 +204,35 @@ def test_actors_are_given_each_version_or_ten_times_a_second_the_newest(
     monkeypatch.setattr("learner.learner.time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(learner.records, "tick", lambda *_: None)
     monkeypatch.setattr(learner, "may_sample", lambda: turn[0] not in (13, 14))
-    learn(learner, transport, told, beat)
+    learn(learner, transport, told, beat, call_late_actors=lambda: None)
     quick, waiting = [(0.06, 1), (0.18, 3), (0.30, 5)], [(0.42, 6)]
     assert given == [*quick, *waiting, (0.82, 7), (1.22, 8)]
+
+
+def test_late_actors_are_called_while_the_game_is_mastered(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = folder.learner(config(reward=19.0))
+    scores, called = iter([20.0] * 11 + [-20.0] + [20.0] * 10), []
+    spec, told = Spec.of(learner.config), cast(Any, SimpleNamespace(reason=""))
+
+    def one_game() -> list[Chunk]:
+        chunk = chunk_of(spec, 16, 100 * learner.records.scores.games, terminal=True)
+        if (score := next(scores, None)) is None:
+            told.reason = "Told to stop."
+            return []
+        return [dataclasses.replace(chunk, episode=EpisodeStats(score, 16))]
+
+    transport: Any = SimpleNamespace(
+        drain=one_game,
+        publish=lambda _: None,
+        set_insert_limit=lambda *_: None,
+        wait=lambda _: None,
+    )
+    monkeypatch.setattr(learner.records, "tick", lambda *_: None)
+    games = learner.records.scores
+    learn(learner, transport, told, lambda: None, lambda: called.append(games.games))
+    assert called == [10, 11, 22]  # games before the turn; the twelfth ends it for ten
 
 
 def test_the_input_is_standardized_once_by_what_warm_up_has_shown(folder: Folder) -> None:

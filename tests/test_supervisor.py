@@ -167,6 +167,28 @@ def test_other_actors_start_when_the_first_has_shown_life(tmp_path: Path) -> Non
             supervisor._kill_all()
 
 
+def test_late_actors_start_when_they_are_called(tmp_path: Path) -> None:
+    forever, called = ["sleep", "60"], False
+    with closing(Heartbeats.create(tmp_path / "heartbeats", 1)) as heartbeats:
+        supervisor = Supervisor(
+            ChildSpec("learner", forever),
+            lambda i, n: ChildSpec(f"actor-{i}", forever),
+            4,
+            heartbeats,
+            logs=tmp_path,
+            log=print,
+            late_actors=2,
+            call_late=lambda: called,
+        )
+        try:
+            supervisor._start(supervisor._learner)
+            assert [(supervisor._look(), supervisor.alive) for _ in range(2)] == [(None, 2)] * 2
+            called = True
+            assert [(supervisor._look(), supervisor.alive) for _ in range(2)] == [(None, 4)] * 2
+        finally:
+            supervisor._kill_all()
+
+
 @pytest.mark.parametrize("beginning", ["sys.exit(2)", "sys.exit(1)", "forever()"])
 def test_other_actors_start_too_when_the_first_never_begins(tmp_path: Path, beginning: str) -> None:
     actor = f'{BEATS}\nif number == 0: {beginning}\nhere("other"); play()'
@@ -255,6 +277,18 @@ def test_a_fatal_code_is_not_retried_and_ends_a_run_without_actors(tmp_path: Pat
     assert run.restarts == 0
     assert pids(tmp_path, "saved")
     assert run.text.count("gamma differs") == 1  # two actors, one reason
+
+
+def test_nobody_waits_for_late_actors_when_the_others_are_gone(tmp_path: Path) -> None:
+    run = Run(tmp_path, SAVES, 'wait_for("learner"); sys.exit(3)', actors=2)
+    assert run.go(late_actors=1) == 3
+    assert pids(tmp_path, "saved")
+
+
+def test_a_late_actor_that_plays_is_enough(tmp_path: Path) -> None:
+    actor = f'sys.exit(3) if number == 0 and wait_for("actor1-0") is None else None; {PLAYS}'
+    learner = 'wait_for("actor1-0"); time.sleep(0.3)'
+    assert Run(tmp_path, learner, actor, actors=2).go(late_actors=1, call_late=lambda: True) == 0
 
 
 def test_a_fatal_actor_leaves_the_others_playing(tmp_path: Path) -> None:

@@ -57,7 +57,6 @@ GPU = Variant(
         # 15 actors give some 20,000 env steps/s; 250 updates/s of 128 are 1.6 samples for each.
         # Slower learning than that slows the actors down, so the ratio is kept low.
         "samples_per_insert": "1.6",
-        "samples_per_insert_mastered": "0",  # they cannot go faster then either
         # The last third of a run of 1.2 million env steps, as on the CPU; 3 GB, written at the end.
         "replay_transitions": "400000",
         # 120 games at once reach the CPU's 10,000 and 120,000 before there was time to learn.

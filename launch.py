@@ -176,7 +176,7 @@ def supervise(config: Config, run_dir: Path, resume: bool, keep_config: Callable
             # One for each core that the learner leaves them.
             first_actors=max(1, cores() - config.learner_threads),
             late_actors=actors - config.actor_count,
-            call_late=lambda: beats.age_seconds(actors + 1) < math.inf,
+            late_are_called=lambda: beats.age_seconds(actors + 1) < math.inf,
         )
         try:
             return supervisor.run()

@@ -18,8 +18,8 @@ FRAME_SHAPE = (84, 84)
 STACK = 4  # frames in one observation
 OUT_OF_REACH = 1e9  # a score that says: never
 LEAST_SAMPLES_PER_INSERT = 0.001
-# Of an actor alone, and of one among others: one batch of more is played faster, but the more games
-# there are in all, the later their scores tell how the policy plays.
+# Of an actor that learns alone, and of one among others: one batch of more is played faster, but the
+# more games there are in all, the later their scores tell how the policy plays.
 GAMES_ALONE, GAMES_EACH = 16, 8
 VERSION = "0.1.0"
 
@@ -65,12 +65,12 @@ class Config:
     """Actor processes; left out: half of the cores, or with --cuda all but one (book: 1); 0:
     everything in this process in lock-step (bit-reproducible on the CPU)."""
     actors_mastered: int | None = None
-    """So many from the first time on that the game is mastered, when the learner rests; left out:
-    one for each core, but as many as before where --actors is given, with --cuda and where
-    --samples-per-insert-mastered is 0."""
+    """So many once the game is mastered and the learner rests: the others start then, and stay;
+    left out: one for each core, but none more where --actors is given, with --cuda and where the
+    learner does not rest."""
     envs_per_actor: int | None = None
-    """Games per actor, stepped in turn with one batched forward pass; left out: 16 of an actor
-    alone, 8 of each of several (book: 1, pong-frugal: 8)."""
+    """Games per actor, stepped in turn with one batched forward pass; left out: 16 where one actor
+    begins alone, 8 of each of several (book: 1, pong-frugal: 8)."""
     epsilon_start: float = 1.0
     """Exploration at env step 0."""
     epsilon_final: float = 0.002
@@ -106,7 +106,8 @@ class Config:
     samples_per_insert_mastered: float = 0.05
     """At most so many while the mean score of the last 10 games is at least --reward-mastered: what
     is left then is to show it in 100 games, and the policy that is kept should be the one that
-    played them, so learning rests; 0: the ratio stays."""
+    played them, so the learner rests; 0, or where --reward asks for more than that: the ratio
+    stays."""
     samples_per_insert_tolerance: float = 0.0
     """How many samples the actors may run ahead of that ratio; 0: chosen to suit."""
 
@@ -114,7 +115,7 @@ class Config:
     cuda: bool = False
     """Learn on the GPU."""
     learner_threads: int = 0
-    """CPU threads of the learner; 0: the cores that the actors leave over, at least one."""
+    """CPU threads of the learner; 0: the cores that --actors leaves over, at least one."""
     network: Literal["nature", "nips"] = "nips"
     """nips: 16-32 filters, 256 units (Mnih et al. 2013); nature: 32-64-64, 512 (2015)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -200,17 +201,22 @@ class Config:
             )
         if self.replay_device == "cuda" and not self.cuda:
             raise ConfigError("--replay-device cuda needs --cuda: without it, --replay-device cpu.")
-        for name in ("learning_rate_final", "samples_per_insert_mastered"):
-            if getattr(self, name) and self.mastery_score >= OUT_OF_REACH:
-                raise ConfigError(
-                    f"{flag(name)} {getattr(self, name):g} needs a score that can be reached: give "
-                    "--reward-mastered, the score of good play, or set it to 0."
-                )
-        if self.actors_mastered and not self.actor_count:
+        late = self.actors_in_all > self.actor_count
+        if late and not self.actor_count:
             raise ConfigError(
                 "--actors-mastered is of no use with --actors 0, where everything is one process; "
                 "leave it out."
             )
+        for name, given, instead in (
+            ("learning_rate_final", self.learning_rate_final, "set it to 0"),
+            ("samples_per_insert_mastered", self.samples_per_insert_mastered, "set it to 0"),
+            ("actors_mastered", late and self.actors_in_all, "leave it out"),
+        ):
+            if given and self.mastery_score >= OUT_OF_REACH:
+                raise ConfigError(
+                    f"{flag(name)} {given:g} needs a score that can be reached: give "
+                    f"--reward-mastered, the score of good play, or {instead}."
+                )
         if self.actors_in_all < self.actor_count:
             raise ConfigError(
                 f"--actors-mastered is {self.actors_mastered}, fewer than the {self.actor_count} "
@@ -228,7 +234,7 @@ class Config:
         Games fill their chunks at different moments: with room for half of them at once nobody
         waits for credit while the learner keeps up. With less, actors take turns; the more, the
         longer the ratio may lag behind a change of speed. Actors that wait for mastery are not
-        counted: the learner rests when they play.
+        counted: when they play, the learner rests.
         """
         games = max(self.actor_count, 1) * self.games_per_actor
         chunks = max(1.0, games / 2)
@@ -259,6 +265,13 @@ class Config:
         return self.reward if self.reward_mastered is None else self.reward_mastered
 
     @property
+    def rests_when_mastered(self) -> bool:
+        """Is the ratio lower then? Not where mastery is less than what solves: there is more to
+        learn."""
+        lower = 0 < self.samples_per_insert_mastered < self.samples_per_insert
+        return lower and self.mastery_score >= self.reward
+
+    @property
     def actor_count(self) -> int:
         """`actors`, or what suits the machine when it is left out."""
         if self.actors is not None:
@@ -271,7 +284,7 @@ class Config:
         what suits the machine when it is left out."""
         if self.actors_mastered is not None:
             return self.actors_mastered
-        if self.actors is not None or self.cuda or not self.samples_per_insert_mastered:
+        if self.actors is not None or self.cuda or not self.rests_when_mastered:
             return self.actor_count
         return max(self.actor_count, cores())
 

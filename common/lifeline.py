@@ -31,7 +31,8 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 class Heartbeats:
-    """Shared memory with one u64 per child: the time of its last beat, 0 before the first.
+    """Shared memory with one u64 per slot, a child's or another's that is told of: the time of its
+    last beat, 0 before the first.
 
     A beat is one aligned 8-byte store and no system call; CLOCK_MONOTONIC is the same clock in
     every process of a machine, so the reader may subtract.

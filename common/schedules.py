@@ -6,7 +6,8 @@ from common.config import Config
 def epsilon_of(config: Config, actor_id: int, env_steps: int) -> float:
     """Epsilon of one actor when all actors together have taken `env_steps`."""
     if config.epsilon_ladder:
-        return ladder_epsilon(actor_id, max(config.actors_in_all, 1))
+        actors = max(config.actor_count, 1)  # those that come later play as the last of these
+        return ladder_epsilon(min(actor_id, actors - 1), actors)
     return linear_epsilon(
         env_steps, config.epsilon_start, config.epsilon_final, config.epsilon_decay_env_steps
     )

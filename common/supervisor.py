@@ -45,7 +45,8 @@ class _Child:
 
     make: Callable[[int], ChildSpec]  # incarnation -> spec
     process: subprocess.Popen[bytes] | None = None
-    start_at: float | None = 0.0  # inf: after others; None: running, or not to be started again
+    start_at: float | None = 0.0  # inf: not yet; None: running, or not to be started again
+    late: bool = False
     incarnation: int = 0
     started: float = 0.0
     backoff_seconds: float = 0.0
@@ -102,8 +103,8 @@ class Supervisor:
     log: Callable[[str], None]
     first_actors: int = sys.maxsize  # start at once, the others when these have shown life
     others_wait_seconds: float = 10.0  # for that, at most
-    late_actors: int = 0  # the last of them, which start when `call_late` says so
-    call_late: Callable[[], bool] = lambda: False
+    late_actors: int = 0  # the last ones, which wait until they are called
+    late_are_called: Callable[[], bool] = lambda: False
     stall_seconds: float = 30.0
     start_seconds: float = 120.0  # from the start of a child to its first beat
     backoff_seconds: float = 0.5
@@ -115,9 +116,11 @@ class Supervisor:
     def __post_init__(self) -> None:
         self._learner = _Child(lambda incarnation: self.learner)
         self._actors = [_Child(partial(self.actor, i)) for i in range(self.actors)]
-        self._prompt = self._actors[: self.actors - self.late_actors]  # those that are not late
-        for actor in [*self._prompt[self.first_actors :], *self._actors[len(self._prompt) :]]:
-            actor.start_at = math.inf
+        early = self.actors - self.late_actors
+        for i, actor in enumerate(self._actors):
+            actor.late = i >= early
+            if actor.late or i >= self.first_actors:
+                actor.start_at = math.inf
         self._asked_to_stop, self._ctrl_cs, self._last_ctrl_c = False, 0, -math.inf
         self._ending: int | None = None  # the exit code, decided before the learner has gone
         self._deadline = math.inf  # of the ending
@@ -193,12 +196,13 @@ class Supervisor:
         """Once the first actors have imported what they need and wait for the learner, or are gone:
         until then the cores are theirs, so that the first env step comes the sooner. The late ones
         once they are called."""
-        first = self._prompt[: self.first_actors]
+        first = [actor for actor in self._actors[: self.first_actors] if not actor.late]
         starting = any(a.started == 0.0 or (a.process and not self._has_beaten(a)) for a in first)
         if starting and now - self._learner.started < self.others_wait_seconds:
             return
-        for actor in self._actors if self.call_late() else self._prompt:
-            if actor.start_at == math.inf:
+        called = self.late_are_called()
+        for actor in self._actors:
+            if actor.start_at == math.inf and (called or not actor.late):
                 actor.start_at = now
 
     def _next_deadline(self) -> float:
@@ -272,8 +276,8 @@ class Supervisor:
         if code in USER_ERRORS:
             self._say(f"{what}; it is not restarted")
             self._show(actor)
-            playing = [*self._prompt, *(a for a in self._actors if a.started)]
-            if not any(a.process or a.start_at is not None for a in playing):
+            called = [a for a in self._actors if a.started or not a.late]
+            if not any(a.process or a.start_at is not None for a in called):
                 self._end(code, f"no actor is left: {self._ending_learner}")
             return
         now = time.monotonic()

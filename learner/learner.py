@@ -154,14 +154,14 @@ class Learner:
 
     def _follow_scores(self) -> None:
         """Sets step size and samples per insert by the recent scores: smaller steps as play
-        improves, since large ones undo what is learned; next to no samples while it is mastered,
-        or a run might end with another policy than the one that won its games."""
+        improves, since large ones undo what is learned; next to no samples while the game is
+        mastered, or a run might end with another policy than the one that won its games."""
         config, progress = self.config, self.records.scores.progress(self.config.mastery_score)
         self.mastered = progress == 1.0
         self.trainer.adam.learning_rate = learning_rate_of(config, progress)
         ratio = config.samples_per_insert
-        if self.mastered and config.samples_per_insert_mastered:
-            ratio = min(ratio, config.samples_per_insert_mastered)
+        if self.mastered and config.rests_when_mastered:
+            ratio = config.samples_per_insert_mastered
         if ratio != self.limiter.samples_per_insert:
             self.limiter = self.limiter.at_ratio(ratio, self.inserted)
 
@@ -301,7 +301,7 @@ def run_learner(
     started: float,
     stop: StopSignal,
     beat: Callable[[], None],
-    call_late_actors: Callable[[], None] = lambda: None,
+    call_late_actors: Callable[[], None],
 ) -> int:
     """The learner process, until solved, a limit or `stop`. -> exit code.
 

@@ -380,7 +380,7 @@ class Records:
 
     def epsilon(self, env_steps: int) -> float:
         """The actors' mean."""
-        actors = max(self.config.actors_in_all, 1) if self.config.epsilon_ladder else 1
+        actors = max(self.config.actor_count, 1) if self.config.epsilon_ladder else 1
         return sum(epsilon_of(self.config, i, env_steps) for i in range(actors)) / actors
 
     def _speed_now(self, env_steps: int) -> float:

@@ -129,9 +129,12 @@ def test_the_actors_suit_the_machine_unless_they_are_given(
         ({"actors": 1, "actors_mastered": 3}, 3),
         ({"actors_mastered": 2}, 2),
         ({"samples_per_insert_mastered": 0.0}, 2),
+        ({"samples_per_insert_mastered": 1.8}, 2),
+        ({"reward_mastered": 19.0}, 2),
+        ({"reward_mastered": 20.0}, 4),
     ],
 )
-def test_once_the_game_is_mastered_every_core_plays_unless_the_actors_are_given(
+def test_every_core_plays_while_the_learner_rests_unless_the_actors_are_given(
     settings: dict[str, Any], in_all: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.config.cores", lambda: 4)
@@ -177,6 +180,11 @@ def test_a_run_goes_on_with_as_many_games_when_it_gets_more_actors(tmp_path: Pat
         ({"samples_per_insert": 0.0}, "--samples-per-insert is 0.0"),
         ({"samples_per_insert_mastered": 1e-4}, "0.0001, expected 0 or at least 0.001"),
         ({"reward_mastered": "20"}, "--reward-mastered is '20', expected a number"),
+        (
+            {"reward": 1e9, "learning_rate_final": 0.0, "samples_per_insert_mastered": 0.0}
+            | {"actors": 1, "actors_mastered": 2},
+            "--actors-mastered 2 needs a score that can be reached: give --reward-mastered, the",
+        ),
         ({"reward": 1e9}, "--learning-rate-final 5e-05 needs a score that can be reached"),
         (
             {"reward": 1e9, "learning_rate_final": 0.0},
@@ -289,6 +297,8 @@ def test_on_the_ladder_every_actor_has_an_epsilon_of_its_own_whatever_the_env_st
         ladder_epsilon(i, 8) for i in range(8)
     ]
     assert epsilon_of(config(epsilon_ladder=True, actors=0), 0, 0) == 0.4  # lock-step's player
+    late = config(epsilon_ladder=True, actors=2, actors_mastered=4)
+    assert [epsilon_of(late, i, 0) for i in (1, 2, 3)] == [ladder_epsilon(1, 2)] * 3
 
 
 def test_the_ladder_spans_ape_x_and_survives_one_actor() -> None:
@@ -334,7 +344,7 @@ def test_the_learner_gets_the_cores_that_actors_leave(
     assert (resumed.actors, resumed.learner_threads) == (3, 13)
 
 
-def test_a_run_that_is_resumed_with_other_actors_has_no_more_for_mastery(
+def test_how_many_play_from_mastery_on_follows_the_flags_of_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.config.cores", lambda: 4)

@@ -81,18 +81,23 @@ def test_pong_with_two_actors_ends_by_itself_with_complete_records(tmp_path: Pat
     assert not os.path.lexists(run_dir / "heartbeats")
 
 
-def test_another_actor_joins_once_the_game_is_mastered(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mastered", "joins"), [("-1000", True), ("1000", False)])
+def test_another_actor_joins_once_the_game_is_mastered(
+    mastered: str, joins: bool, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
-    alone_until_ten_games = ["--actors", "1", "--actors-mastered", "2", "--reward-mastered=-1000"]
-    with launch(
-        "--env", CATCH, "--run-dir", str(run_dir), *QUICK, *alone_until_ten_games
-    ) as process:
-        until(lambda: updates(run_dir) and "actors/1/steps_per_s" in tags(run_dir), 60)
+    words = ["--actors", "1", "--actors-mastered", "2", "--reward-mastered", mastered]
+    with launch("--env", CATCH, "--run-dir", str(run_dir), *QUICK, *words) as process:
+        until(lambda: updates(run_dir) > 30, 60)  # when more than ten games are over
+        if joins:
+            until(lambda: "actors/1/steps_per_s" in tags(run_dir), 60)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 130, output
     result = json.loads((run_dir / "result.json").read_text())
     assert (result["actors"], result["actors_mastered"]) == (1, 2)
+    assert (run_dir / "logs" / "actor-1.0.log").exists() == joins
+    assert result["games"] > 10
     assert processes_of(run_dir) == []
 
 

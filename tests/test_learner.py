@@ -8,7 +8,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -50,6 +50,26 @@ def fill(learner: Learner, chunks: int, **of_a_chunk: Any) -> None:
     for i in range(chunks):
         chunk = chunk_of(Spec.of(learner.config), 16, 100 * i + 1, terminal=True)
         learner.insert(dataclasses.replace(chunk, **of_a_chunk))
+
+
+def to_its_end(
+    settings: Config,
+    folder: Folder,
+    *,
+    resume: bool,
+    stop: Any,
+    beat: Callable[[], None] = lambda: None,
+) -> int:
+    """The learner process, in this one. -> exit code."""
+    return run_learner(
+        settings,
+        folder.path,
+        resume=resume,
+        started=time.monotonic(),
+        stop=stop,
+        beat=beat,
+        call_late_actors=lambda: None,
+    )
 
 
 @pytest.fixture
@@ -302,9 +322,8 @@ def test_a_learner_whose_transport_dies_saves_what_it_has(
     monkeypatch.setattr(LearnerEndpoint, "drain", drain)
     (folder.path / "config.json").write_text(config().to_json())
     told: Any = SimpleNamespace(reason="")
-    begun = {"resume": False, "started": time.monotonic(), "stop": told, "beat": lambda: None}
     with pytest.raises(TransportDied):
-        run_learner(config(), folder.path, **begun)  # type: ignore[arg-type]
+        to_its_end(config(), folder, resume=False, stop=told)
     assert [path.name for path in list_checkpoints(folder.path / "checkpoints")] == [
         "step-000000000016"
     ]
@@ -323,8 +342,7 @@ def test_a_run_that_the_last_chunks_solve_is_solved_and_says_by_which_mean(
     came = iter([[chunk], won + lost])
     monkeypatch.setattr(LearnerEndpoint, "drain", lambda _: next(came))
     (folder.path / "config.json").write_text(settings.to_json())
-    begun = {"resume": False, "started": time.monotonic(), "stop": told, "beat": lambda: None}
-    assert run_learner(settings, folder.path, **begun) == 0  # type: ignore[arg-type]
+    assert to_its_end(settings, folder, resume=False, stop=told) == 0
     result = json.loads((folder.path / "result.json").read_text())
     assert result["solved"] and result["reason"] == "Solved in 1,616 env steps!"
     assert (result["mean_score_100"], result["games"], result["env_steps"]) == (1.0, 101, 1_632)
@@ -342,8 +360,7 @@ def test_a_transport_that_dies_when_nothing_more_is_wanted_of_it_costs_nothing(
 
     monkeypatch.setattr(LearnerEndpoint, "stop", stopped)
     told: Any = SimpleNamespace(reason="")
-    begun = {"resume": True, "started": time.monotonic(), "stop": told, "beat": lambda: None}
-    assert run_learner(settings, folder.path, **begun) == 0  # type: ignore[arg-type]
+    assert to_its_end(settings, folder, resume=True, stop=told) == 0
     assert (folder.path / "result.json").exists()
 
 
@@ -548,9 +565,7 @@ def test_a_stop_that_comes_when_all_is_done_interrupts_nothing(folder: Folder) -
     def beat() -> None:  # in the last turn of the loop, and while the end is saved
         told.reason = "Told to stop."
 
-    started = time.monotonic()
-    again = {"resume": True, "started": started, "stop": told, "beat": beat}
-    assert run_learner(settings, folder.path, **again) == 0  # type: ignore[arg-type]
+    assert to_its_end(settings, folder, resume=True, stop=told, beat=beat) == 0
     result = json.loads((folder.path / "result.json").read_text())
     assert result["reason"] == "Stopped at --max-env-steps 480."
 
@@ -570,15 +585,7 @@ def test_the_learner_process_ends_in_order(folder: Folder, monkeypatch: pytest.M
 
     def end() -> int:
         told: Any = SimpleNamespace(reason="Told to stop.")
-        started = time.monotonic()
-        return run_learner(
-            config(),
-            folder.path,
-            resume=True,
-            started=started,
-            stop=told,
-            beat=lambda: beats.append(None),
-        )
+        return to_its_end(config(), folder, resume=True, stop=told, beat=lambda: beats.append(None))
 
     monkeypatch.setattr("learner.checkpoint.SEGMENT_CHUNKS", 1)
     monkeypatch.setattr(LearnerEndpoint, "start", started)

@@ -387,19 +387,24 @@ def after_games(run_dir: Path, scores: list[float], **settings: float) -> list[t
     return found
 
 
-def test_learning_yields_to_acting_while_the_last_ten_games_are_at_the_mark(
-    tmp_path: Path,
-) -> None:
+def test_learning_rests_while_the_last_ten_games_are_at_the_mark(tmp_path: Path) -> None:
     scores = [20.0] * 10 + [15.0, 19.0]  # the last tens: 20, 19.5, 19.4; nine say too little
     found = after_games(tmp_path, scores, samples_per_insert_mastered=0.5)
     assert [ratio for ratio, _ in found] == [2.0] * 9 + [0.5, 0.5, 2.0]
 
 
-@pytest.mark.parametrize("mastered", [0.0, 3.0])
-def test_without_a_lower_ratio_for_it_mastery_changes_nothing(
-    tmp_path: Path, mastered: float
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"samples_per_insert_mastered": 0.0},
+        {"samples_per_insert_mastered": 3.0},
+        {"reward": 20.5, "reward_mastered": 19.5},  # as after a resume that asks for more
+    ],
+)
+def test_learning_goes_on_without_a_lower_ratio_for_it_and_where_more_is_asked_for(
+    tmp_path: Path, settings: dict[str, float]
 ) -> None:
-    found = after_games(tmp_path, [20.0] * 12, samples_per_insert_mastered=mastered)
+    found = after_games(tmp_path, [20.0] * 12, **settings)
     assert {ratio for ratio, _ in found} == {2.0}
 
 

@@ -185,6 +185,7 @@ def test_a_replay_larger_than_memory_is_refused_with_a_size_that_fits() -> None:
     ("settings", "beside"),
     [
         ({"actors": 8}, 2.9),
+        ({"actors": 1, "actors_mastered": 8}, 2.9),
         ({"actors": 1, "envs_per_actor": 1024}, 1.9),
         ({"cuda": True, "replay_device": "cuda"}, 1.0),
     ],

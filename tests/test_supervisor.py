@@ -177,14 +177,17 @@ def test_late_actors_start_when_they_are_called(tmp_path: Path) -> None:
             heartbeats,
             logs=tmp_path,
             log=print,
+            first_actors=1,
             late_actors=2,
-            call_late=lambda: called,
+            late_are_called=lambda: called,
         )
         try:
             supervisor._start(supervisor._learner)
-            assert [(supervisor._look(), supervisor.alive) for _ in range(2)] == [(None, 2)] * 2
+            for alive in (1, 2, 2):  # the first, then the other; neither has heartbeats to wait for
+                assert [supervisor._look(), supervisor.alive] == [None, alive]
             called = True
-            assert [(supervisor._look(), supervisor.alive) for _ in range(2)] == [(None, 4)] * 2
+            for alive in (4, 4):
+                assert [supervisor._look(), supervisor.alive] == [None, alive]
         finally:
             supervisor._kill_all()
 
@@ -280,7 +283,8 @@ def test_a_fatal_code_is_not_retried_and_ends_a_run_without_actors(tmp_path: Pat
 
 
 def test_nobody_waits_for_late_actors_when_the_others_are_gone(tmp_path: Path) -> None:
-    run = Run(tmp_path, SAVES, 'wait_for("learner"); sys.exit(3)', actors=2)
+    ends = SAVES.replace("forever()", "time.sleep(20)")
+    run = Run(tmp_path, ends, 'wait_for("learner"); sys.exit(3)', actors=2)
     assert run.go(late_actors=1) == 3
     assert pids(tmp_path, "saved")
 
@@ -288,7 +292,8 @@ def test_nobody_waits_for_late_actors_when_the_others_are_gone(tmp_path: Path) -
 def test_a_late_actor_that_plays_is_enough(tmp_path: Path) -> None:
     actor = f'sys.exit(3) if number == 0 and wait_for("actor1-0") is None else None; {PLAYS}'
     learner = 'wait_for("actor1-0"); time.sleep(0.3)'
-    assert Run(tmp_path, learner, actor, actors=2).go(late_actors=1, call_late=lambda: True) == 0
+    run = Run(tmp_path, learner, actor, actors=2)
+    assert run.go(late_actors=1, late_are_called=lambda: True) == 0
 
 
 def test_a_fatal_actor_leaves_the_others_playing(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ few:samples_per_insert_mastered=0.2
 How long a run takes to mastery differs from seed to seed by more than most settings make of the
 hundred games after it. So the preset plays each seed once, until ten games are at the solved level,
 and is stopped there: FOLDER/mastered/seed-N, checkpoint included. Each variant then resumes a copy:
-its time includes that start, and actors begin new games at that moment. A variant cannot change
-what a checkpoint depends on (n_step, the network, the policy's average ...): those are for
-tuning.trials. What FOLDER holds is not run again.
+its time includes that start, and actors begin new games at that moment, as many actors as the
+preset has from mastery on. A variant cannot change what a checkpoint depends on (n_step, the
+network, the policy's average ...): those are for tuning.trials. What FOLDER holds is not run again.
 """
 
 import dataclasses

@@ -18,8 +18,8 @@ FRAME_SHAPE = (84, 84)
 STACK = 4  # frames in one observation
 OUT_OF_REACH = 1e9  # a score that says: never
 LEAST_SAMPLES_PER_INSERT = 0.001
-# Of an actor that learns alone, and of one among others: one batch of more is played faster, but the
-# more games there are in all, the later their scores tell how the policy plays.
+# Of an actor that learns alone, and of one among others: one batch of more is played faster, but
+# the more games there are in all, the later their scores tell how the policy plays.
 GAMES_ALONE, GAMES_EACH = 16, 8
 VERSION = "0.1.0"
 

@@ -89,8 +89,8 @@ class Config:
     """Chunks an actor may have under way, unacknowledged."""
 
     """## Replay"""
-    replay_transitions: int = 50_000
-    """Capacity. Small, so that what is learned from is how the game goes by now."""
+    replay_transitions: int = 200_000
+    """Capacity."""
     learning_starts_transitions: int = 10_000
     """Transitions inserted before the first update."""
     replay_device: Literal["cpu", "cuda"] = "cpu"

@@ -12,7 +12,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Fewest env steps: each is trained on eight times.
     "pong-frugal": {
         "envs_per_actor": 8,
-        "replay_transitions": 200_000,  # all of them: a run is shorter
         "samples_per_insert": 8.0,
         "samples_per_insert_mastered": 0.0,
         "learning_starts_transitions": 4_000,

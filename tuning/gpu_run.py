@@ -57,8 +57,7 @@ GPU = Variant(
         # 15 actors give some 20,000 env steps/s; 250 updates/s of 128 are 1.6 samples for each.
         # Slower learning than that slows the actors down, so the ratio is kept low.
         "samples_per_insert": "1.6",
-        # Of a run of 1.2 million env steps the last third; 3 GB, written at the end. On the CPU a
-        # smaller ring learned sooner (docs/learning.md); here none has been tried.
+        # The last third of a run of 1.2 million env steps, as on the CPU; 3 GB, written at the end.
         "replay_transitions": "400000",
         # 120 games at once reach the CPU's 10,000 and 120,000 before there was time to learn.
         "learning_starts_transitions": "20000",

@@ -13,9 +13,13 @@ from tests.running import Awake, last_row, until
 
 
 def actors_die_and_stop(folder: Path, long: bool) -> dict[int, str]:
-    """Rows 1 and 2: `kill -9` a random actor every 5 s, with one actor stopped all the while."""
+    """Rows 1 and 2: `kill -9` a random actor every 5 s, with one actor stopped all the while.
+
+    Half of the actors join at mastery, which here is any ten games.
+    """
     actors, seconds = (8, 600) if long else (4, 30)
-    with System(folder, actors=actors, checkpoint_period_seconds="0") as system:
+    flags = {"actors_mastered": str(actors), "reward_mastered": "-100"}
+    with System(folder, actors // 2, checkpoint_period_seconds="0", **flags) as system:
         system.until_learning()
         until(system.all_play, 30)
         watch, choose, back = LearnerWatch(system), chooser(1), []
@@ -45,7 +49,8 @@ def actors_die_and_stop(folder: Path, long: bool) -> dict[int, str]:
     assert watch.longest_seconds < 1.0, f"the learner paused for {watch.longest_seconds:.2f} s"
     assert max(waits) <= 3.0, f"back after its imports and {max(waits):.1f} s"
     return {
-        1: f"{len(back)} kills in {seconds} s, {actors} actors: {account}; longest pause of the "
+        1: f"{len(back)} kills in {seconds} s, {actors} actors, half of which joined at mastery: "
+        f"{account}; longest pause of the "
         f"learner {watch.longest_seconds:.2f} s, longest without an update {idle:.1f} s; "
         f"back after at most {max(waits):.1f} s and the "
         f"imports ({statistics.median(one.import_seconds for one in back):.1f} s)",

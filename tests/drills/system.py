@@ -65,7 +65,7 @@ class System:
         words = ["--actors", str(actors), "--run-dir", str(self.run_dir)]
         for flag, value in (SMALL | given).items():
             words += [flag, value]
-        self.actors = actors
+        self.actors = int(flags.get("actors_mastered", actors))  # in all
         self.environment = {"STAMPED_JOURNAL": str(self.journal), **(environment or {})}
         self._prepare = prepare
         self._start(words)

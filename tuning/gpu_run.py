@@ -42,7 +42,7 @@ from tuning.trials import LAUNCH, check, logged, place, train
 from tuning.variants import Variant
 
 # A proposal: nobody has run it on a GPU yet. Played in slow motion on two CPU cores it took 906,000
-# env steps, others of larger ratio or smaller batch 598,000 to 1,176,000 (docs/learning.md, "For a
+# env steps, others of larger ratio or smaller batch 598,000 to 1,176,000 (docs/trials.md, "For a
 # GPU"). A minute leaves some 50 s for that, 8 s are start-up. Kernel by kernel an update would keep
 # a CPU thread busy for 2 to 4 ms, whatever the batch; as one graph for less. So: 250 updates/s, of
 # larger batches. Should the graph make it 1,000 or more of 32, the CPU's own ratio may do better

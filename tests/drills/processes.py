@@ -50,9 +50,8 @@ def actors_die_and_stop(folder: Path, long: bool) -> dict[int, str]:
     assert max(waits) <= 3.0, f"back after its imports and {max(waits):.1f} s"
     return {
         1: f"{len(back)} kills in {seconds} s, {actors} actors, half of which joined at mastery: "
-        f"{account}; longest pause of the "
-        f"learner {watch.longest_seconds:.2f} s, longest without an update {idle:.1f} s; "
-        f"back after at most {max(waits):.1f} s and the "
+        f"{account}; longest pause of the learner {watch.longest_seconds:.2f} s, "
+        f"longest without an update {idle:.1f} s; back after at most {max(waits):.1f} s and the "
         f"imports ({statistics.median(one.import_seconds for one in back):.1f} s)",
         2: f"a stopped actor was killed and replaced after {replacement.born_seconds:.1f} s",
     }

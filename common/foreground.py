@@ -4,6 +4,7 @@ Most of a screen looks the same all the time. Less its background it is zero the
 layer sees nothing but zeros, or nothing but what came of them, it gives the same values. So each
 layer is a product of matrices with a row for every place that is not like that, a tenth of them in
 Pong's first layer, and one row for all the others. Values and gradients are those of F.conv2d.
+Under autocast factors are rounded, as F.conv2d's are.
 """
 
 import functools
@@ -17,8 +18,12 @@ from common.config import STACK
 
 KERNEL, STRIDE = 8, 4  # of the first layer: two by two blocks of four by four pixels
 QUAD = torch.complex128  # what carries 16 bytes at once: four pixels of a row, each of STACK bytes
-LARGEST_SHARE = 0.25  # of the first layer's places: where more differ, F.conv2d is faster
+# Of the first layer's places: where more differ, F.conv2d is faster, by what is multiplied.
+LARGEST_SHARE = {torch.float32: 0.25, torch.bfloat16: 0.17}
 FEWEST_SCREENS = 32  # and where there are fewer
+# A product has so many rows or a multiple, those that are left over being for all the others too:
+# oneDNN compiles bfloat16's anew for every number of rows that it has not met, a millisecond each.
+ROWS = 64
 Where = tuple[Tensor, ...]  # image, row and column of P places, [P] i64 each
 Layer = tuple[Tensor, Tensor | None, int]  # weight, bias, stride
 
@@ -28,15 +33,16 @@ def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]
 
     obs: [B, STACK, H, W] u8; background: [H, W] f32, whole grey levels; layers: weight [C', C, K,
     K] f32, bias [C'] f32 and stride of each, the first with KERNEL and STRIDE -> [B, C, H', W']
-    f32, channels last.
+    channels last, f32 or what autocast says.
     """
     screens = obs.permute(0, 2, 3, 1)  # [B, H, W, STACK]
-    if not (pays_here() and screens.is_contiguous() and _fits(screens, layers[0])):
+    factor = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+    if not (pays_here(factor) and screens.is_contiguous() and _fits(screens, layers[0])):
         return None
     empty = background.to(torch.uint8)[None, :, :, None].expand_as(screens[:1]).contiguous()
     differs = _places_that_differ(screens, empty)
     where = differs.nonzero(as_tuple=True)
-    if len(where[0]) > LARGEST_SHARE * differs.numel():
+    if len(where[0]) > LARGEST_SHARE[factor] * differs.numel():
         return None
     seen = _pixels_seen(screens, empty, where)
     (weight, bias, _), *others = layers
@@ -46,17 +52,19 @@ def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]
         differs = F.max_pool2d(differs.float(), kernel, stride) > 0
         where = differs.nonzero(as_tuple=True)
         windows = rows.unfold(1, kernel, stride).unfold(2, kernel, stride)[where].flatten(1)
-        windows = F.pad(windows, (0, 0, 0, 1), value=len(values) - 1)
-        seen = values.index_select(0, windows.flatten()).view(len(windows), -1)
+        left_over = _row_count(where) - len(windows)
+        windows = F.pad(windows, (0, 0, 0, left_over), value=len(values) - 1)
+        seen = _select(values, windows).view(len(windows), -1)
         values = _product(seen, weight, bias)
-    everywhere = values.index_select(0, _rows(differs, where).flatten())
+    everywhere = _select(values, _rows(differs, where))
     return everywhere.view(*differs.shape, -1).permute(0, 3, 1, 2)
 
 
 @functools.cache
-def pays_here() -> bool:
-    """Measured with AVX2 only: where PyTorch has AVX-512, convolutions take half the time."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+def pays_here(factor: torch.dtype) -> bool:
+    """Measured on a Zen 3 (AVX2), which could only imitate bfloat16, and on a Zen 4 (AVX-512)."""
+    measured = {"AVX2": [torch.float32], "AVX512": [torch.float32, torch.bfloat16]}
+    return factor in measured.get(torch.backends.cpu.get_cpu_capability(), [])
 
 
 def _fits(screens: Tensor, first: Layer) -> bool:
@@ -68,13 +76,24 @@ def _fits(screens: Tensor, first: Layer) -> bool:
 
 
 def _product(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What places see, [P + 1, K * K * C] -> [P + 1, C']."""
+    """What places see, [R, K * K * C] -> [R, C']."""
     return F.relu(F.linear(seen, weight.permute(0, 2, 3, 1).flatten(1), bias))
 
 
+def _row_count(where: Where) -> int:
+    """R: a row for each of P places and at least one for all the others."""
+    return (len(where[0]) // ROWS + 1) * ROWS
+
+
+def _select(values: Tensor, rows: Tensor) -> Tensor:
+    """[R, C] and N rows, i64 of any shape -> [N, C]. The gradients of all that select a row are
+    added up in float32."""
+    return values.float().index_select(0, rows.flatten()).to(values.dtype)
+
+
 def _rows(differs: Tensor, where: Where) -> Tensor:
-    """-> [B, H', W'] i64: the row of each place among a layer's values, the last of which is for
-    all that do not differ."""
+    """-> [B, H', W'] i64: the row of each place among a layer's values; that of all that do not
+    differ follows the others."""
     count = len(where[0])
     return torch.full(differs.shape, count).index_put_(where, torch.arange(count))
 
@@ -91,11 +110,11 @@ def _places_that_differ(screens: Tensor, empty: Tensor) -> Tensor:
 
 
 def _pixels_seen(screens: Tensor, empty: Tensor, where: Where) -> Tensor:
-    """-> [P + 1, KERNEL * KERNEL * STACK] f32, the last row of zeros."""
+    """-> [R, KERNEL * KERNEL * STACK] f32, zeros from the row on that is for all the others."""
     image, row, column = where
-    seen = torch.zeros(len(image) + 1, KERNEL * KERNEL * STACK)
-    seen[:-1] = _pixels(screens, image, row, column)
-    seen[:-1] -= _pixels(empty, torch.zeros_like(image), row, column)
+    seen = torch.zeros(_row_count(where), KERNEL * KERNEL * STACK)
+    seen[: len(image)] = _pixels(screens, image, row, column)
+    seen[: len(image)] -= _pixels(empty, torch.zeros_like(image), row, column)
     return seen
 
 

@@ -83,14 +83,14 @@ class DQN(nn.Module):
         The scale divides the first layer's weights, which are fewer than the pixels.
         """
         weight = self.first.weight / self.pixel_scale
-        if obs.is_cpu and not (self.in_bfloat16 or torch.compiler.is_compiling()):
-            layers: list[Layer] = [(weight, self.first.bias, self.first.stride[0])]
-            others = (layer for layer in self.rest if isinstance(layer, nn.Conv2d))
-            layers += [(layer.weight, layer.bias, layer.stride[0]) for layer in others]
-            found = convolve_foreground(obs, self.background, layers)
-            if found is not None:
-                return found.flatten(1)
         with self._rounding(obs.device):
+            if obs.is_cpu and not torch.compiler.is_compiling():
+                layers: list[Layer] = [(weight, self.first.bias, self.first.stride[0])]
+                others = (layer for layer in self.rest if isinstance(layer, nn.Conv2d))
+                layers += [(layer.weight, layer.bias, layer.stride[0]) for layer in others]
+                found = convolve_foreground(obs, self.background, layers)
+                if found is not None:
+                    return found.flatten(1)
             pixels = self._less_background(obs)
             first = F.conv2d(pixels, weight, self.first.bias, self.first.stride)
             features: Tensor = self.rest(first)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import common.foreground as foreground
-from common.foreground import FEWEST_SCREENS, LARGEST_SHARE, convolve_foreground, pays_here
+from common.foreground import FEWEST_SCREENS, LARGEST_SHARE, ROWS, convolve_foreground, pays_here
 from common.network import DQN
 
 SHAPE = (FEWEST_SCREENS, 4, 84, 84)
@@ -17,7 +17,7 @@ Layers = list[tuple[Tensor, Tensor, int]]  # as Layer, with a bias
 
 @pytest.fixture(autouse=True)
 def _it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(foreground, "pays_here", lambda: True)
+    monkeypatch.setattr(foreground, "pays_here", lambda factor: True)
 
 
 def backdrop() -> Tensor:
@@ -64,6 +64,10 @@ def everywhere(obs: Tensor, background: Tensor, layers: Layers) -> Tensor:
     return x
 
 
+def rounding() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
 @pytest.mark.parametrize("network", ["nips", "nature"])
 def test_values_and_gradients_are_those_of_convolutions_everywhere(network: str) -> None:
     background = backdrop()
@@ -84,6 +88,50 @@ def test_values_and_gradients_are_those_of_convolutions_everywhere(network: str)
             assert torch.allclose(mine.double(), oracle, rtol=1e-3, atol=1e-4 * oracle.abs().max())
 
 
+@pytest.mark.parametrize("network", ["nips", "nature"])
+def test_in_bfloat16_they_are_as_exact_as_those_of_convolutions_in_bfloat16(network: str) -> None:
+    background = backdrop()
+    obs, layers = busy(background), layers_of(network)
+    ours, theirs = (leaves(layers, torch.float32) for _ in range(2))
+    exact = leaves(layers, torch.float64)
+    with rounding():
+        found = convolve_foreground(obs, background, [*ours])
+        rounded = (obs.float() - background).to(memory_format=torch.channels_last)
+        for weight, bias, stride in theirs:
+            rounded = F.relu(F.conv2d(rounded, weight, bias, stride))
+    assert found is not None
+    assert found.dtype == rounded.dtype == torch.bfloat16
+    expected = everywhere(obs, background, exact)
+    factor = torch.randn(expected.shape)
+    for values in (found, rounded, expected):
+        (values * factor.to(values.dtype)).sum().backward()  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def error(values: Tensor | None, oracle: Tensor | None) -> float:
+        assert values is not None
+        assert oracle is not None
+        return ((values.double() - oracle).norm() / oracle.norm()).item()
+
+    assert error(found, expected) < 1.2 * error(rounded, expected)
+    for mine, other, oracle in zip(ours, theirs, exact, strict=True):
+        for which in range(2):  # weight and bias
+            allowed = 1.5 * error(other[which].grad, oracle[which].grad)
+            assert error(mine[which].grad, oracle[which].grad) < allowed
+
+
+def test_in_bfloat16_gradients_of_all_places_that_do_not_differ_are_added_up_exactly() -> None:
+    background = backdrop()
+    (weight, bias, stride), *_ = leaves(layers_of("nips"), torch.float32)
+    with torch.no_grad():
+        bias.fill_(1.0)
+    with rounding():
+        found = convolve_foreground(still(background), background, [(weight, bias, stride)])
+    assert found is not None
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    assert bias.grad is not None
+    assert torch.equal(bias.grad, torch.full_like(bias, FEWEST_SCREENS * 20 * 20))
+
+
 def rows_multiplied(monkeypatch: pytest.MonkeyPatch, obs: Tensor, background: Tensor) -> list[int]:
     """Of each layer of the larger network."""
     rows: list[int] = []
@@ -99,6 +147,7 @@ def rows_multiplied(monkeypatch: pytest.MonkeyPatch, obs: Tensor, background: Te
 
 
 def test_a_still_screen_takes_one_row_of_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreground, "ROWS", 1)
     background = backdrop()
     assert rows_multiplied(monkeypatch, still(background), background) == [1, 1, 1]
 
@@ -113,6 +162,7 @@ def test_a_still_screen_takes_one_row_of_each_layer(monkeypatch: pytest.MonkeyPa
 def test_one_pixel_takes_a_row_for_each_place_that_sees_it(
     monkeypatch: pytest.MonkeyPatch, y: int, x: int, rows: list[int]
 ) -> None:
+    monkeypatch.setattr(foreground, "ROWS", 1)
     background = backdrop()
     obs = still(background)
     obs[5, 2, y, x] += 1
@@ -124,6 +174,15 @@ def test_one_pixel_takes_a_row_for_each_place_that_sees_it(
         seen = (F.conv2d(seen, torch.ones(1, 1, kernel, kernel), stride=stride) > 0).float()
         assert seen.sum() + 1 == expected
     assert rows_multiplied(monkeypatch, obs, background) == rows
+
+
+def test_products_have_few_different_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    background = backdrop()
+    found = {
+        n for _ in range(5) for n in rows_multiplied(monkeypatch, busy(background), background)
+    }
+    assert all(n % ROWS == 0 for n in found)
+    assert max(found) > ROWS
 
 
 @given(st.lists(st.tuples(*(st.integers(0, n - 1) for n in SHAPE)), max_size=20))
@@ -148,9 +207,11 @@ def test_it_is_left_to_conv2d_where_that_is_faster(monkeypatch: pytest.MonkeyPat
     assert convolve_foreground(obs, background, layers) is not None
     assert convolve_foreground(obs[:-1], background, layers) is None  # too few
     assert convolve_foreground(obs.contiguous(), background, layers) is None  # planes
-    lines = int(84 * LARGEST_SHARE)
+    lines = int(84 * LARGEST_SHARE[torch.float32])
     obs[:, 0, : lines - 8] += 1
     assert convolve_foreground(obs, background, layers) is not None
+    with rounding():
+        assert convolve_foreground(obs, background, layers) is None  # too much of it, in bfloat16
     obs[:, 0, : lines + 8] += 1
     assert convolve_foreground(obs, background, layers) is None  # too much differs
     (weight, bias, _), *others = layers
@@ -158,20 +219,28 @@ def test_it_is_left_to_conv2d_where_that_is_faster(monkeypatch: pytest.MonkeyPat
     assert convolve_foreground(still(background), background, wider) is None  # other blocks
     odd = still(torch.zeros(86, 84), (FEWEST_SCREENS, 4, 86, 84))
     assert convolve_foreground(odd, torch.zeros(86, 84), layers) is None  # no whole blocks
-    monkeypatch.setattr(foreground, "pays_here", lambda: False)
+    monkeypatch.setattr(foreground, "pays_here", lambda factor: False)
     assert convolve_foreground(still(background), background, layers) is None
 
 
-def test_it_was_measured_with_avx2() -> None:
-    pays_here.cache_clear()
-    assert pays_here() == (torch.backends.cpu.get_cpu_capability() == "AVX2")
+@pytest.mark.parametrize(
+    ("capability", "float32", "bfloat16"),
+    [("AVX2", True, False), ("AVX512", True, True), ("DEFAULT", False, False)],
+)
+def test_it_is_used_where_it_was_measured(
+    monkeypatch: pytest.MonkeyPatch, capability: str, float32: bool, bfloat16: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    measured = pays_here.__wrapped__
+    assert (measured(torch.float32), measured(torch.bfloat16)) == (float32, bfloat16)
 
 
 @pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("bfloat16", [False, True])
 def test_a_network_gives_the_same_values_either_way(
-    monkeypatch: pytest.MonkeyPatch, dueling: bool
+    monkeypatch: pytest.MonkeyPatch, dueling: bool, bfloat16: bool
 ) -> None:
-    network = DQN(SHAPE[1:], 6, "nips", dueling)
+    network = DQN(SHAPE[1:], 6, "nips", dueling, bfloat16)
     frames = torch.full((100, 84, 84), 87, dtype=torch.uint8)
     frames[:40, 10:20, 10:20] = 236
     network.standardize(frames)
@@ -186,4 +255,5 @@ def test_a_network_gives_the_same_values_either_way(
     here = network(obs)
     assert calls[0] is not None
     monkeypatch.setattr("common.network.convolve_foreground", lambda *_: None)
-    assert torch.allclose(here, network(obs), rtol=1e-4, atol=1e-4)
+    tolerance = 1e-2 if bfloat16 else 1e-4
+    assert torch.allclose(here, network(obs), rtol=tolerance, atol=tolerance)

@@ -22,7 +22,8 @@ QUAD = torch.complex128  # what carries 16 bytes at once: four pixels of a row, 
 LARGEST_SHARE = {torch.float32: 0.25, torch.bfloat16: 0.17}
 FEWEST_SCREENS = 32  # and where there are fewer
 # A product has so many rows or a multiple, those that are left over being for all the others too:
-# oneDNN compiles bfloat16's anew for every number of rows that it has not met, a millisecond each.
+# oneDNN compiles one in bfloat16 anew for every number of rows that it has not met, which took a
+# third of an update (docs/performance.md, "What was tried").
 ROWS = 64
 Where = tuple[Tensor, ...]  # image, row and column of P places, [P] i64 each
 Layer = tuple[Tensor, Tensor | None, int]  # weight, bias, stride

@@ -8,16 +8,18 @@ Under autocast factors are rounded, as F.conv2d's are.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.config import STACK
 
-KERNEL, STRIDE = 8, 4  # of the first layer: two by two blocks of four by four pixels
-QUAD = torch.complex128  # what carries 16 bytes at once: four pixels of a row, each of STACK bytes
+BLOCK = 4  # pixels each way: the first layer's stride, and half of its kernel
+QUAD = np.complex128  # what carries 16 bytes at once: four pixels of a row, each of STACK bytes
 # Of the first layer's places: where more differ, F.conv2d is faster, by what is multiplied.
 LARGEST_SHARE = {torch.float32: 0.25, torch.bfloat16: 0.17}
 FEWEST_SCREENS = 32  # and where there are fewer
@@ -25,39 +27,37 @@ FEWEST_SCREENS = 32  # and where there are fewer
 # oneDNN compiles one in bfloat16 anew for every number of rows that it has not met, which took a
 # third of an update (docs/performance.md, "What was tried").
 ROWS = 64
-Where = tuple[Tensor, ...]  # image, row and column of P places, [P] i64 each
 Layer = tuple[Tensor, Tensor | None, int]  # weight, bias, stride
+Array = np.ndarray  # NumPy finds places in half the time that PyTorch takes
 
 
 def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]) -> Tensor | None:
     """F.conv2d and ReLU, layer after layer, of obs - background; None where F.conv2d is faster.
 
     obs: [B, STACK, H, W] u8; background: [H, W] f32, whole grey levels; layers: weight [C', C, K,
-    K] f32, bias [C'] f32 and stride of each, the first with KERNEL and STRIDE -> [B, C, H', W']
-    channels last, f32 or what autocast says.
+    K] f32, bias [C'] f32 and stride of each, the first with stride BLOCK and a kernel of twice that
+    -> [B, C, H', W'] channels last, f32 or what autocast says.
     """
     screens = obs.permute(0, 2, 3, 1)  # [B, H, W, STACK]
     factor = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     if not (pays_here(factor) and screens.is_contiguous() and _fits(screens, layers[0])):
         return None
     empty = background.to(torch.uint8)[None, :, :, None].expand_as(screens[:1]).contiguous()
-    differs = _places_that_differ(screens, empty)
-    where = differs.nonzero(as_tuple=True)
-    if len(where[0]) > LARGEST_SHARE[factor] * differs.numel():
+    quads, usual = _quads(screens), _quads(empty)
+    differs = _blocks_that_differ(quads, usual)
+    if _windows_with_any(differs, 2, 1).mean() > LARGEST_SHARE[factor]:
         return None
-    seen = _pixels_seen(screens, empty, where)
-    (weight, bias, _), *others = layers
-    values = _product(seen, weight, bias)
-    for weight, bias, stride in others:
-        rows, kernel = _rows(differs, where), weight.shape[-1]
-        differs = F.max_pool2d(differs.float(), kernel, stride) > 0
-        where = differs.nonzero(as_tuple=True)
-        windows = rows.unfold(1, kernel, stride).unfold(2, kernel, stride)[where].flatten(1)
-        left_over = _row_count(where) - len(windows)
-        windows = F.pad(windows, (0, 0, 0, left_over), value=len(values) - 1)
-        seen = _select(values, windows).view(len(windows), -1)
-        values = _product(seen, weight, bias)
-    everywhere = _select(values, _rows(differs, where))
+    places = np.flatnonzero(differs)
+    values = torch.zeros(len(places) + 1, BLOCK * BLOCK * STACK, dtype=factor)
+    values[:-1] = torch.from_numpy(_blocks_less_background(quads, usual, places))
+    for weight, bias, stride in (_of_blocks(layers[0]), *layers[1:]):
+        rows, kernel = _rows(differs, places), weight.shape[-1]
+        differs = _windows_with_any(differs, kernel, stride)
+        places = np.flatnonzero(differs)
+        seen = np.full((_row_count(places), kernel * kernel), len(values) - 1)
+        seen[: len(places)] = _windows(rows, (kernel, kernel), (stride, stride), places)
+        values = _product(_select(values, seen).view(len(seen), -1), weight, bias)
+    everywhere = _select(values, _rows(differs, places))
     return everywhere.view(*differs.shape, -1).permute(0, 3, 1, 2)
 
 
@@ -71,9 +71,36 @@ def pays_here(factor: torch.dtype) -> bool:
 def _fits(screens: Tensor, first: Layer) -> bool:
     images, height, width, channels = screens.shape
     weight, _, stride = first
-    by_blocks = (*weight.shape[2:], stride) == (KERNEL, KERNEL, STRIDE)
-    whole = height % STRIDE == width % STRIDE == 0
+    by_blocks = (*weight.shape[2:], stride) == (2 * BLOCK, 2 * BLOCK, BLOCK)
+    whole = height % BLOCK == width % BLOCK == 0
     return images >= FEWEST_SCREENS and channels == STACK and by_blocks and whole
+
+
+def _of_blocks(first: Layer) -> Layer:
+    """The first layer as one that sees two by two blocks, each pixel of them a channel."""
+    weight, bias, _ = first
+    by_blocks = weight.reshape(len(weight), STACK, 2, BLOCK, 2, BLOCK)
+    return by_blocks.permute(0, 3, 5, 1, 2, 4).flatten(1, 3), bias, 1
+
+
+def _quads(screens: Tensor) -> Array:
+    """[B, H, W, STACK] u8 -> [B, H, W / 4] QUAD, the same memory."""
+    return screens.flatten(2).numpy().view(QUAD)
+
+
+def _blocks_that_differ(quads: Array, usual: Array) -> Array:
+    """[B, H, W / 4] and [1, H, W / 4] QUAD -> [B, H / 4, W / 4] bool."""
+    differs = (quads.view(np.int64) != usual.view(np.int64)).view(np.int16)  # one for each quad
+    lines = differs.reshape(len(differs), -1, BLOCK, differs.shape[2])
+    blocks: Array = (lines[:, :, 0] | lines[:, :, 1] | lines[:, :, 2] | lines[:, :, 3]) != 0
+    return blocks
+
+
+def _blocks_less_background(quads: Array, usual: Array, places: Array) -> Array:
+    """-> [P, BLOCK * BLOCK * STACK] i16."""
+    here, there = (_windows(grid, (BLOCK, 1), (BLOCK, 1), places) for grid in (quads, usual))
+    less: Array = np.subtract(here.view(np.uint8), there.view(np.uint8), dtype=np.int16)
+    return less
 
 
 def _product(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -81,50 +108,53 @@ def _product(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.relu(F.linear(seen, weight.permute(0, 2, 3, 1).flatten(1), bias))
 
 
-def _row_count(where: Where) -> int:
+def _row_count(places: Array) -> int:
     """R: a row for each of P places and at least one for all the others."""
-    return (len(where[0]) // ROWS + 1) * ROWS
+    return (len(places) // ROWS + 1) * ROWS
 
 
-def _select(values: Tensor, rows: Tensor) -> Tensor:
+def _rows(differs: Array, places: Array) -> Array:
+    """-> as differs, i64: the row of each place among a layer's values; that of all that do not
+    differ follows the others."""
+    rows = np.full(differs.shape, len(places))
+    rows.reshape(-1)[places] = np.arange(len(places))
+    return rows
+
+
+def _select(values: Tensor, rows: Array) -> Tensor:
     """[R, C] and N rows, i64 of any shape -> [N, C]. The gradients of all that select a row are
     added up in float32."""
-    return values.float().index_select(0, rows.flatten()).to(values.dtype)
+    index = torch.from_numpy(rows.reshape(-1))
+    if not values.requires_grad:
+        return values.index_select(0, index)
+    return values.float().index_select(0, index).to(values.dtype)
 
 
-def _rows(differs: Tensor, where: Where) -> Tensor:
-    """-> [B, H', W'] i64: the row of each place among a layer's values; that of all that do not
-    differ follows the others."""
-    count = len(where[0])
-    return torch.full(differs.shape, count).index_put_(where, torch.arange(count))
-
-
-def _places_that_differ(screens: Tensor, empty: Tensor) -> Tensor:
-    """-> [B, H / 4 - 1, W / 4 - 1] bool: of the first layer."""
-    a, b = (screen.flatten(2).view(torch.int64) for screen in (screens, empty))
-    differs = (a != b).view(torch.int16)  # [B, H, W / 4]: one for four pixels of a row
-    differs = differs.view(len(differs), -1, STRIDE, differs.shape[2])
-    blocks = differs[:, :, 0] | differs[:, :, 1] | differs[:, :, 2] | differs[:, :, 3]
-    halves = blocks[:, :-1] | blocks[:, 1:]
-    places: Tensor = (halves[:, :, :-1] | halves[:, :, 1:]) != 0
+def _windows_with_any(differs: Array, kernel: int, stride: int) -> Array:
+    """[B, H, W] bool -> [B, H', W'] bool: the places of a layer that see any."""
+    _, height, width = differs.shape
+    down = [differs[:, i : height - kernel + 1 + i : stride] for i in range(kernel)]
+    some = np.logical_or.reduce(down)
+    across = [some[:, :, i : width - kernel + 1 + i : stride] for i in range(kernel)]
+    places: Array = np.logical_or.reduce(across)
     return places
 
 
-def _pixels_seen(screens: Tensor, empty: Tensor, where: Where) -> Tensor:
-    """-> [R, KERNEL * KERNEL * STACK] f32, zeros from the row on that is for all the others."""
-    image, row, column = where
-    seen = torch.zeros(_row_count(where), KERNEL * KERNEL * STACK)
-    seen[: len(image)] = _pixels(screens, image, row, column)
-    seen[: len(image)] -= _pixels(empty, torch.zeros_like(image), row, column)
+def _windows(grid: Array, size: tuple[int, int], steps: tuple[int, int], places: Array) -> Array:
+    """[B, H, W], or [1, H, W] for all images, and P places -> [P, size[0] * size[1]]."""
+    starts = _window_starts(grid.shape, size, steps).take(places, mode="wrap")
+    within = np.arange(size[0])[:, None] * grid.shape[2] + np.arange(size[1])
+    seen: Array = grid.reshape(-1).take(starts[:, None] + within.reshape(-1))
     return seen
 
 
-def _pixels(screens: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """[B, H, W, STACK] u8 and three times [P] i64 -> [P, KERNEL * KERNEL * STACK] u8."""
-    _, height, width, _ = screens.shape
-    quads = screens.flatten().view(QUAD)
-    per_row = width // STRIDE
-    first = (image * height + row * STRIDE) * per_row + column  # the upper left quad
-    within = (torch.arange(KERNEL)[:, None] * per_row + torch.arange(KERNEL // STRIDE)).flatten()
-    found = quads.index_select(0, (first[:, None] + within).flatten())
-    return found.view(torch.uint8).view(len(first), KERNEL * KERNEL * STACK)
+@functools.cache
+def _window_starts(shape: tuple[int, ...], size: tuple[int, int], steps: tuple[int, int]) -> Array:
+    """-> [B * H' * W'] i64: the first element that each place sees."""
+    index = np.arange(math.prod(shape)).reshape(shape)
+    down, across = (
+        slice(0, side - extent + 1, step)
+        for side, extent, step in zip(shape[1:], size, steps, strict=True)
+    )
+    starts: Array = index[:, down, across].reshape(-1)
+    return starts

@@ -110,9 +110,11 @@ class DQN(nn.Module):
     def _stream(self, layers: nn.Sequential, features: Tensor) -> Tensor:
         """One of the head's: [B, width] -> [B, n_actions or 1] f32. The last layer, small as it is,
         keeps what tells one action from another."""
+        *before, last = layers
         with self._rounding(features.device):
-            hidden: Tensor = layers[:-1](features)
-        values: Tensor = layers[-1](hidden.float())
+            for layer in before:
+                features = layer(features)
+        values: Tensor = last(features.float())
         return values
 
     def for_inference(self) -> Self:

@@ -193,10 +193,10 @@ def test_a_place_differs_where_any_pixel_that_it_sees_does(
     obs = still(background)
     for place in places:
         obs[place] = 88
-    screens = obs.permute(0, 2, 3, 1)
-    found = foreground._places_that_differ(
-        screens, still(background, (1, *SHAPE[1:])).permute(0, 2, 3, 1)
-    )
+    empty = still(background, (1, *SHAPE[1:]))
+    quads, usual = (foreground._quads(seen.permute(0, 2, 3, 1)) for seen in (obs, empty))
+    blocks = foreground._blocks_that_differ(quads, usual)
+    found = torch.from_numpy(foreground._windows_with_any(blocks, 2, 1))
     changed = (obs != 87).any(dim=1, keepdim=True).float()
     assert torch.equal(found, F.max_pool2d(changed, 8, 4).squeeze(1) > 0)
 

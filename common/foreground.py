@@ -21,7 +21,7 @@ from common.config import STACK
 BLOCK = 4  # pixels each way: the first layer's stride, and half of its kernel
 QUAD = np.complex128  # what carries 16 bytes at once: four pixels of a row, each of STACK bytes
 # Of the first layer's places: where more differ, F.conv2d is faster, by what is multiplied.
-LARGEST_SHARE = {torch.float32: 0.25, torch.bfloat16: 0.17}
+LARGEST_SHARE = {torch.float32: 0.25, torch.bfloat16: 0.21}
 FEWEST_SCREENS = 32  # and where there are fewer
 # A product has so many rows or a multiple, those that are left over being for all the others too:
 # oneDNN compiles one in bfloat16 anew for every number of rows that it has not met, which took a

@@ -208,7 +208,7 @@ def test_it_is_left_to_conv2d_where_that_is_faster(monkeypatch: pytest.MonkeyPat
     assert convolve_foreground(obs[:-1], background, layers) is None  # too few
     assert convolve_foreground(obs.contiguous(), background, layers) is None  # planes
     lines = int(84 * LARGEST_SHARE[torch.float32])
-    obs[:, 0, : lines - 8] += 1
+    obs[:, 0, : lines - 4] += 1
     assert convolve_foreground(obs, background, layers) is not None
     with rounding():
         assert convolve_foreground(obs, background, layers) is None  # too much of it, in bfloat16

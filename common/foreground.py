@@ -141,8 +141,9 @@ def _windows_with_any(differs: Array, kernel: int, stride: int) -> Array:
 
 
 def _windows(grid: Array, size: tuple[int, int], steps: tuple[int, int], places: Array) -> Array:
-    """[B, H, W], or [1, H, W] for all images, and P places -> [P, size[0] * size[1]]."""
-    starts = _window_starts(grid.shape, size, steps).take(places, mode="wrap")
+    """What P places see of [B, H, W], or of [1, H, W] that is the same for all images, so many
+    steps apart -> [P, size[0] * size[1]]."""
+    starts = _window_starts(grid.shape, size, steps).take(places, mode="wrap")  # around to image 0
     within = np.arange(size[0])[:, None] * grid.shape[2] + np.arange(size[1])
     seen: Array = grid.reshape(-1).take(starts[:, None] + within.reshape(-1))
     return seen

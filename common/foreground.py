@@ -4,7 +4,8 @@ Most of a screen looks the same all the time. Less its background it is zero the
 layer sees nothing but zeros, or nothing but what came of them, it gives the same values. So each
 layer is a product of matrices with a row for every place that is not like that, a tenth of them in
 Pong's first layer, and one row for all the others. Values and gradients are those of F.conv2d.
-Under autocast factors are rounded, as F.conv2d's are.
+Under autocast factors are rounded, as F.conv2d's are. What differs, and what a place sees, NumPy
+finds in half the time that PyTorch takes.
 """
 
 import functools
@@ -28,7 +29,7 @@ FEWEST_SCREENS = 32  # and where there are fewer
 # third of an update (docs/performance.md, "What was tried").
 ROWS = 64
 Layer = tuple[Tensor, Tensor | None, int]  # weight, bias, stride
-Array = np.ndarray  # NumPy finds places in half the time that PyTorch takes
+Array = np.ndarray  # places: [P] i64, where a flattened [B, H', W'] is true
 
 
 def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]) -> Tensor | None:
@@ -45,6 +46,7 @@ def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]
     empty = background.to(torch.uint8)[None, :, :, None].expand_as(screens[:1]).contiguous()
     quads, usual = _quads(screens), _quads(empty)
     differs = _blocks_that_differ(quads, usual)
+    # Of the first layer's places, each of which sees two by two blocks.
     if _windows_with_any(differs, 2, 1).mean() > LARGEST_SHARE[factor]:
         return None
     places = np.flatnonzero(differs)
@@ -63,7 +65,8 @@ def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]
 
 @functools.cache
 def pays_here(factor: torch.dtype) -> bool:
-    """Measured on a Zen 3 (AVX2), which could only imitate bfloat16, and on a Zen 4 (AVX-512)."""
+    """Measured on a Zen 3 (AVX2), which could only imitate bfloat16, and on a Zen 4 (AVX-512); as
+    it is now on the latter only, in float32 held to AVX2 too."""
     measured = {"AVX2": [torch.float32], "AVX512": [torch.float32, torch.bfloat16]}
     return factor in measured.get(torch.backends.cpu.get_cpu_capability(), [])
 
@@ -77,7 +80,7 @@ def _fits(screens: Tensor, first: Layer) -> bool:
 
 
 def _of_blocks(first: Layer) -> Layer:
-    """The first layer as one that sees two by two blocks, each pixel of them a channel."""
+    """The first layer as one that sees two by two blocks, each byte of a block a channel."""
     weight, bias, _ = first
     by_blocks = weight.reshape(len(weight), STACK, 2, BLOCK, 2, BLOCK)
     return by_blocks.permute(0, 3, 5, 1, 2, 4).flatten(1, 3), bias, 1
@@ -97,7 +100,7 @@ def _blocks_that_differ(quads: Array, usual: Array) -> Array:
 
 
 def _blocks_less_background(quads: Array, usual: Array, places: Array) -> Array:
-    """-> [P, BLOCK * BLOCK * STACK] i16."""
+    """[B, H, W / 4] and [1, H, W / 4] QUAD and P blocks -> [P, BLOCK * BLOCK * STACK] i16."""
     here, there = (_windows(grid, (BLOCK, 1), (BLOCK, 1), places) for grid in (quads, usual))
     less: Array = np.subtract(here.view(np.uint8), there.view(np.uint8), dtype=np.int16)
     return less
@@ -134,16 +137,16 @@ def _windows_with_any(differs: Array, kernel: int, stride: int) -> Array:
     """[B, H, W] bool -> [B, H', W'] bool: the places of a layer that see any."""
     _, height, width = differs.shape
     down = [differs[:, i : height - kernel + 1 + i : stride] for i in range(kernel)]
-    some = np.logical_or.reduce(down)
-    across = [some[:, :, i : width - kernel + 1 + i : stride] for i in range(kernel)]
-    places: Array = np.logical_or.reduce(across)
-    return places
+    rows = np.logical_or.reduce(down)
+    across = [rows[:, :, i : width - kernel + 1 + i : stride] for i in range(kernel)]
+    seen: Array = np.logical_or.reduce(across)
+    return seen
 
 
 def _windows(grid: Array, size: tuple[int, int], steps: tuple[int, int], places: Array) -> Array:
     """What P places see of [B, H, W], or of [1, H, W] that is the same for all images, so many
     steps apart -> [P, size[0] * size[1]]."""
-    starts = _window_starts(grid.shape, size, steps).take(places, mode="wrap")  # around to image 0
+    starts = _window_starts(grid.shape, size, steps).take(places, mode="wrap")  # to the one image
     within = np.arange(size[0])[:, None] * grid.shape[2] + np.arange(size[1])
     seen: Array = grid.reshape(-1).take(starts[:, None] + within.reshape(-1))
     return seen

@@ -111,10 +111,11 @@ class DQN(nn.Module):
         """One of the head's: [B, width] -> [B, n_actions or 1] f32. The last layer, small as it is,
         keeps what tells one action from another."""
         *before, last = layers
+        hidden = features
         with self._rounding(features.device):
-            for layer in before:
-                features = layer(features)
-        values: Tensor = last(features.float())
+            for layer in before:  # layers[:-1] would build a Sequential in every call
+                hidden = layer(hidden)
+        values: Tensor = last(hidden.float())
         return values
 
     def for_inference(self) -> Self:

@@ -5,10 +5,9 @@ import itertools
 import numpy as np
 import torch
 
-from actors.game import AtariGame, Game, frames_of, game_for, game_seed
+from actors.game import AtariGame, Game, game_for, game_seed
 from actors.observations import Observations
 from actors.policy import epsilon_greedy
-from actors.screen import Screens
 from common.config import EVALUATION
 from common.policy_file import Policy
 
@@ -29,10 +28,10 @@ def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
     seeds = np.random.SeedSequence([seed, EVALUATION]).spawn(games + 1)
     rng = np.random.default_rng(seeds[-1])
     running: list[Game] = []
-    seen, screens = Observations(games), Screens(games)
+    seen = Observations(games)
     for i in range(games):
         first_seed = game_seed(seeds[i])
-        game = game_for(config, first_seed, screens)
+        game = game_for(config, first_seed)
         seen.begin(i, game.reset(first_seed))
         running.append(game)
     scores = np.zeros(games)
@@ -45,13 +44,12 @@ def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
         actions[env_step < idle_env_steps[alive]] = 0
         playing = [(i, running[i]) for i in alive.tolist()]
         steps = [g.step(a) for (_, g), a in zip(playing, actions.tolist(), strict=True)]
-        frames = frames_of(running, screens)
         over = []
         for (i, game), step in zip(playing, steps, strict=True):
             if step.terminated and not game.scores:  # a life lost: as in training, a new stack
                 seen.begin(i, game.reset())
             else:
-                seen.push(i, frames[i])
+                seen.push(i, game.frame())
             if game.scores:
                 scores[i] = game.scores[0]
                 over.append(i)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from ale_py.env import AtariEnv
 from gymnasium.wrappers import TimeLimit
 
 from actors.env import SKIP, Env, emulator_of, has_fire, open_env
-from actors.screen import Screens
+from actors.screen import Screen
 from common.config import FRAME_SHAPE, Config
 from common.errors import ConfigError, Mismatch
 
@@ -55,7 +55,7 @@ class Game(Protocol):
         """The first frame of an episode, [84, 84] u8. A seed starts a new game (and is slow)."""
 
     def step(self, action: int) -> Step:
-        """Plays one env_step. What it led to is to be asked for: frame(), or `frames_of`."""
+        """Plays one env_step. What it led to is to be asked for: frame()."""
 
     def frame(self) -> np.ndarray:
         """What the last reset() or step() led to, [84, 84] u8: the caller's own."""
@@ -77,12 +77,10 @@ def make_game(
     noop_max: int = 0,
     episodic_life: bool = False,
     seed: int | None = None,
-    screens: Screens | None = None,
 ) -> Game:
     """The game that `make_env` wraps; no-ops and lives are Atari's.
 
     seed: what the first reset() will be given, if that is known: then that reset is quicker.
-    screens: to have an Atari game's among, for `frames_of`.
 
     Raises ConfigError when there is no such game to play.
     """
@@ -94,10 +92,10 @@ def make_game(
             f"{env_id} is limited by max_episode_steps: an Atari game takes its limit as "
             "max_num_frames_per_episode"
         )
-    return AtariGame(bare, screens, noop_max=noop_max, episodic_life=episodic_life)
+    return AtariGame(bare, noop_max=noop_max, episodic_life=episodic_life)
 
 
-def game_for(config: Config, seed: int, screens: Screens) -> Game:
+def game_for(config: Config, seed: int) -> Game:
     """The game that a configuration describes, to be begun by reset(seed).
 
     Raises Mismatch when it has another number of actions than the configuration says.
@@ -107,7 +105,6 @@ def game_for(config: Config, seed: int, screens: Screens) -> Game:
         noop_max=config.noop_max,
         episodic_life=config.episodic_life,
         seed=seed,
-        screens=screens,
     )
     if game.n_actions != config.n_actions:
         game.close()
@@ -116,16 +113,6 @@ def game_for(config: Config, seed: int, screens: Screens) -> Game:
             f"{config.n_actions}: it was made with another game of this name."
         )
     return game
-
-
-def frames_of(games: Sequence[Game], screens: Screens) -> np.ndarray:
-    """What each shows, as its frame() says: [k, 84, 84] u8. Atari games' in one go, for far less.
-
-    games: all that have been made with these screens, in that order.
-    """
-    if isinstance(games[0], AtariGame):
-        return screens.frames()[: len(games)]
-    return np.stack([game.frame() for game in games])
 
 
 def game_seed(sequence: np.random.SeedSequence) -> int:
@@ -139,14 +126,13 @@ class AtariGame:
     def __init__(
         self,
         env: AtariEnv,
-        screens: Screens | None = None,
         *,
         noop_max: int = 0,
         episodic_life: bool = False,
     ) -> None:
         self._env = env
         self._ale = env.ale
-        self._screen = (Screens(1) if screens is None else screens).add(env.ale)
+        self._screen = Screen(env.ale)
         self._actions = env._action_set
         self.n_actions = len(self._actions)
         # Over the last two frames of our own skip; else the emulator skips, and shows one.

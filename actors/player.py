@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 
 from actors.accumulator import Accumulator
-from actors.game import Game, Step, frames_of, game_for, game_seed
+from actors.game import Game, Step, game_for, game_seed
 from actors.observations import Observations
 from actors.policy import epsilon_greedy
-from actors.screen import Screens
 from common.config import Config
 from common.messages import Chunk, EpisodeStats, Spec
 from common.network import load_state_vector, network_for
@@ -36,7 +35,6 @@ class Player:
         self.weights_version = -1
         self.timings = Timings()
         self.games: list[Game] = []
-        self._screens = Screens(config.games_per_actor)
         self.accumulators: list[Accumulator] = []
         self._observations = Observations(config.games_per_actor)
         self.first_game_steps = 0
@@ -64,15 +62,15 @@ class Player:
         chunks: list[Chunk] = []
         with self.timings.section("play"):
             steps = [game.step(action) for game, action in zip(self.games, actions, strict=True)]
-            frames = frames_of(self.games, self._screens)
             for i, step in enumerate(steps):
-                chunks += self._enter(i, actions[i], step, frames[i])
+                chunks += self._enter(i, actions[i], step)
         return chunks
 
-    def _enter(self, i: int, action: int, step: Step, frame: np.ndarray) -> list[Chunk]:
+    def _enter(self, i: int, action: int, step: Step) -> list[Chunk]:
         """Enters one step into the n-step buffer, the frame stack and the scores. -> chunks that it
         completes."""
         self.lengths[i] += 1
+        frame = self.games[i].frame()
         reward = float(np.sign(step.reward)) if self.config.clip_rewards else step.reward
         chunks = self.accumulators[i].append(
             action, reward, frame, step.terminated, step.truncated, self.weights_version
@@ -97,7 +95,7 @@ class Player:
     def _join(self) -> None:
         """One more game begins."""
         i, config = len(self.games), self.config
-        self.games.append(game_for(config, self._game_seeds[i], self._screens))
+        self.games.append(game_for(config, self._game_seeds[i]))
         self.accumulators.append(Accumulator(Spec.of(config)))
         self.lengths.append(0)
         self._begin(i, self._game_seeds[i])

@@ -1,4 +1,4 @@
-"""From the emulators' palette indices to 84x84 frames, touching only what changed."""
+"""From the emulator's palette indices to an 84x84 frame, touching only what changed."""
 
 from __future__ import annotations
 
@@ -9,122 +9,38 @@ import ale_py
 import numpy as np
 
 from actors.env import luma, shrink
+from common.compiled import compiled
+from common.config import FRAME_SHAPE
 
-TILES = 36  # of a picture: 9 rows of 4
-
-
-class Screens:
-    """The last two screens of k games, and the 84x84 luma of each pair's per-pixel maximum.
-
-    What did not change is not computed again: the luma is kept and renewed in words of eight
-    pixels, the resized picture in tiles. INTER_AREA from 210 (or 250) rows to 110 and from 160
-    columns to 84 maps each tile of 21 (25) rows and 40 columns onto 11 x 21 pixels of its own,
-    with the same weights everywhere: so the tiles that changed, of whichever game, are resized one
-    above the other, in one call, bit for bit as within the whole picture (tests/test_env.py).
-
-    All k games must be of one kind: they share a palette. Room for all is laid out with the first.
-
-    games: k, the most that will be added.
-    """
-
-    def __init__(self, games: int) -> None:
-        self.games = games
-        self.added = 0
-
-    def add(self, ale: ale_py.ALEInterface) -> Screen:
-        """The next game's."""
-        if not self.added:
-            self._lay_out(*ale.getScreenDims())
-        self.added += 1
-        return Screen(self, self.added - 1, ale)
-
-    def _lay_out(self, rows: int, columns: int) -> None:
-        """pair: [2, k, words] u64, palette indices; changed: which [k * words] of either half."""
-        height = rows // 10  # of a tile, 11 rows resized; the first row of tiles is never seen
-        self.seen = slice(18 * rows // 110, -(-102 * rows // 110))  # what rows 18:102 are made of
-        words = (self.seen.stop - self.seen.start) * columns // 8
-        self.pair = np.zeros((2, self.games, words), np.uint64)
-
-        game, word = np.divmod(np.arange(self.games * words), words)
-        row, word = np.divmod(word, columns // 8)
-        down, row = np.divmod(row + self.seen.start - height, height)
-        across, word = np.divmod(word, 5)
-        self._tile_of_word = (game * 9 + down) * 4 + across
-        self._place_of_word = (self._tile_of_word * height + row) * 5 + word
-        self._luma = np.zeros((self.games * TILES, height, 40), np.float32)  # tile by tile
-        self._luma_words = self._luma.reshape(-1, 8)
-        self._small = np.zeros((self.games * TILES, 11, 21), np.uint8)  # the same tiles, resized
-        self.changed: list[np.ndarray] = []  # indices of words, an array per look
-
-        self._palette = np.zeros((256, 3), np.uint8)  # RGB, learned from the emulator
-        self.known = b""  # the indices learned
-        self._luma_of = np.empty(0, np.float32)  # [65536], of the RGB maximum of two indices
-
-    def frames(self) -> np.ndarray:
-        """-> [k, 84, 84] u8, fresh, in the order added; zeros for those still to be added."""
-        self._renew()
-        return _assemble(self._small)
-
-    def frame(self, game: int) -> np.ndarray:
-        """-> [84, 84] u8, fresh: one of them."""
-        self._renew()
-        frame: np.ndarray = _assemble(self._small[game * TILES : (game + 1) * TILES])[0]
-        return frame
-
-    def _renew(self) -> None:
-        """Brings luma and tiles up to what changed."""
-        if not self.changed:
-            return
-        words = np.concatenate(self.changed)
-        self.changed.clear()
-        first, second = self.pair.reshape(2, -1).take(words, axis=1).view(np.uint8)  # [n * 8]
-        code = first.astype(np.uint16) << 8 | second
-        self._luma_words[self._place_of_word.take(words)] = self._luma_of.take(code).reshape(-1, 8)
-        tiles = np.bincount(self._tile_of_word.take(words)).nonzero()[0]
-        if len(tiles):
-            img = self._luma.take(tiles, axis=0).reshape(-1, 40)  # one above the other
-            small = shrink(img, 11 * len(tiles), 21).reshape(-1, 11, 21)
-            self._small[tiles] = small  # f32 -> u8, cut off
-
-    def learn(self, ale: ale_py.ALEInterface) -> None:
-        """Reads the colours now shown. Known ones stay as they are, and so does what was made."""
-        shown = ale.getScreen()
-        self._know(shown, ale.getScreenRGB())
-
-    def _know(self, indices: np.ndarray, colours: np.ndarray) -> None:
-        """indices: u8 of any shape; colours: RGB of each."""
-        self._palette[indices] = colours
-        self.known = bytes(set(self.known) | set(indices.tobytes()))
-        self._luma_of = luma(np.maximum(self._palette[:, np.newaxis], self._palette)).reshape(-1)
-
-    def colours(self) -> dict[str, bytes]:
-        """What was learned of them."""
-        known = np.frombuffer(self.known, np.uint8)
-        return {"known": self.known, "rgb": self._palette[known].tobytes()}
-
-    def load_colours(self, saved: Mapping[str, bytes]) -> None:
-        """Adds what was learned elsewhere."""
-        colours = np.frombuffer(saved["rgb"], np.uint8).reshape(-1, 3)
-        self._know(np.frombuffer(saved["known"], np.uint8), colours)
-
-
-def _assemble(small: np.ndarray) -> np.ndarray:
-    """Tiles [k * TILES, 11, 21] -> frames [k, 84, 84], fresh."""
-    in_place = small.reshape(-1, 9, 4, 11, 21).transpose(0, 1, 3, 2, 4)
-    return in_place.reshape(-1, 99, 84)[:, 7:91]  # rows 18:102 of the 110
+WORD = 8  # pixels that are compared at once
+ALL = np.uint32(2**32 - 1)  # words of a row
 
 
 class Screen:
-    """One game's among all `Screens`."""
+    """A game's last two screens, and the 84x84 luma of their per-pixel maximum.
 
-    def __init__(self, screens: Screens, index: int, ale: ale_py.ALEInterface) -> None:
-        self._all, self._index, self._ale = screens, index, ale
-        self._now = np.zeros(ale.getScreenDims(), np.uint8)  # palette indices
-        self._words = self._now[screens.seen].reshape(-1).view(np.uint64)
-        self._first_word = index * self._words.size
-        ale.getScreen(self._now)
-        screens.learn(ale)
-        self._show(self._words)
+    Bit for bit what the wrappers in `actors/env.py` make of them (tests/test_env.py), but where
+    nothing changed nothing is computed again.
+    """
+
+    def __init__(self, ale: ale_py.ALEInterface) -> None:
+        self._ale = ale
+        rows, columns = ale.getScreenDims()
+        seen = slice(18 * rows // 110, -(-102 * rows // 110))  # what rows 18:102 are made of
+        self._now = np.zeros((rows, columns), np.uint8)  # palette indices
+        self._words = self._now[seen].view(np.uint64)
+        self._pair = np.zeros((2, *self._words.shape), np.uint64)
+        self._changed = np.full(len(self._words), ALL)  # of each row a bit for each word
+        self._luma = np.zeros((len(self._words), columns), np.float32)
+        self._down = _taps(_area_weights(rows, 110)[18:102, seen])
+        self._across = _taps(_area_weights(columns, 84))
+        self._frame = np.zeros(FRAME_SHAPE, np.uint8)
+
+        self._palette = np.zeros((256, 3), np.uint8)  # RGB, learned from the emulator
+        self._known = np.zeros(256, np.bool_)  # the indices learned
+        self._luma_of = np.zeros((256, 256), np.float32)  # of the RGB maximum of two indices
+        self._learn()
+        self.capture_as_both()
 
     def fetch(self) -> None:
         """Takes the emulator's screen in case the game ends on the next one."""
@@ -137,13 +53,8 @@ class Screen:
 
     def store(self, slot: int) -> None:
         """Makes the screen last taken one of the two."""
-        old = self._all.pair[slot, self._index]
-        changed = (self._words != old).nonzero()[0]
-        new = self._words.take(changed)
-        if new.tobytes().translate(None, self._all.known):
-            self._all.learn(self._ale)
-        old[changed] = new
-        self._all.changed.append(changed + self._first_word)
+        if not _take_changes(self._words, self._pair[slot], self._changed, self._known):
+            self._learn()
 
     def capture_as_both(self) -> None:
         """Takes the emulator's screen for both: there is no second one to take a maximum with."""
@@ -152,17 +63,108 @@ class Screen:
 
     def frame(self) -> np.ndarray:
         """-> [84, 84] u8, fresh."""
-        return self._all.frame(self._index)
+        _renew_luma(self._pair, self._changed, self._luma_of, self._luma)
+        _renew_frame(self._luma, self._changed, *self._down, *self._across, self._frame)
+        self._changed[:] = 0
+        return self._frame.copy()
+
+    def _learn(self) -> None:
+        """Reads the colours now shown. Known ones stay as they are, and so does what was made."""
+        shown = self._ale.getScreen()
+        self._know(shown, self._ale.getScreenRGB())
+
+    def _know(self, indices: np.ndarray, colours: np.ndarray) -> None:
+        """indices: u8 of any shape; colours: RGB of each."""
+        self._palette[indices] = colours
+        self._known[indices] = True
+        self._luma_of = luma(np.maximum(self._palette[:, np.newaxis], self._palette))
 
     def state_dict(self) -> dict[str, Any]:
-        pair = self._all.pair[:, self._index]
-        return {"pair": pair.tobytes(), **self._all.colours()}
+        known = np.flatnonzero(self._known).astype(np.uint8)
+        return {
+            "pair": self._pair.tobytes(),
+            "known": known.tobytes(),
+            "rgb": self._palette[known].tobytes(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._all.load_colours(state)
-        self._show(np.frombuffer(state["pair"], np.uint64).reshape(2, -1))
+        colours = np.frombuffer(state["rgb"], np.uint8).reshape(-1, 3)
+        self._know(np.frombuffer(state["known"], np.uint8), colours)
+        self._pair[:] = np.frombuffer(state["pair"], np.uint64).reshape(self._pair.shape)
+        self._changed[:] = ALL
 
-    def _show(self, pair: np.ndarray) -> None:
-        """[2, words] u64, or one row for both: all of it counts as changed."""
-        self._all.pair[:, self._index] = pair
-        self._all.changed.append(self._first_word + np.arange(self._words.size))
+
+@compiled
+def _take_changes(new: np.ndarray, old: np.ndarray, changed: np.ndarray, known: np.ndarray) -> bool:
+    """Brings a screen up to a newer one, [rows, words] u64, and notes which words of each row
+    changed. -> whether all that is new in them are known indices."""
+    all_known = True
+    rows, words = new.shape
+    for row in range(rows):
+        differ = np.uint64(0)
+        for word in range(words):
+            differ |= new[row, word] ^ old[row, word]
+        if differ == 0:
+            continue
+        for word in range(words):
+            if new[row, word] != old[row, word]:
+                old[row, word] = new[row, word]
+                changed[row] |= np.uint32(1 << word)
+                for pixel in range(WORD):
+                    all_known &= known[new[row, word] >> np.uint64(8 * pixel) & np.uint64(255)]
+    return all_known
+
+
+@compiled
+def _renew_luma(
+    pair: np.ndarray, changed: np.ndarray, luma_of: np.ndarray, luma: np.ndarray
+) -> None:
+    """The luma [rows, columns] f32 of what changed in a pair of screens."""
+    first, second = pair[0].view(np.uint8), pair[1].view(np.uint8)
+    for row in range(len(changed)):
+        if changed[row]:
+            for column in range(luma.shape[1]):
+                if changed[row] >> np.uint32(column // WORD) & np.uint32(1):
+                    luma[row, column] = luma_of[first[row, column], second[row, column]]
+
+
+@compiled
+def _renew_frame(
+    luma: np.ndarray,
+    changed: np.ndarray,
+    first_row: np.ndarray,
+    row_weights: np.ndarray,
+    first_column: np.ndarray,
+    column_weights: np.ndarray,
+    frame: np.ndarray,
+) -> None:
+    """The frame where it sees what changed. Sums are made in OpenCV's order: first along a row."""
+    for y in range(frame.shape[0]):
+        rows = range(first_row[y], first_row[y] + row_weights.shape[1])
+        bits = np.uint32(0)
+        for row in rows:
+            bits |= changed[row]
+        if bits == 0:
+            continue
+        for x in range(frame.shape[1]):
+            first, last = first_column[x], first_column[x] + column_weights.shape[1] - 1
+            if (bits >> np.uint32(first // WORD) | bits >> np.uint32(last // WORD)) & np.uint32(1):
+                value = np.float32(0)
+                for i in range(row_weights.shape[1]):
+                    along = np.float32(0)
+                    for j in range(column_weights.shape[1]):
+                        along += luma[first_row[y] + i, first + j] * column_weights[x, j]
+                    value += along * row_weights[y, i]
+                frame[y, x] = np.uint8(value)
+
+
+def _area_weights(source: int, target: int) -> np.ndarray:
+    """[target, source] f32: what INTER_AREA makes each pixel of, told by lone pixels."""
+    return shrink(np.eye(source, dtype=np.float32), source, target).T
+
+
+def _taps(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[n, source] -> of each the first that is not 0 [n] i64, and from there on [n, taps]."""
+    taps = int((weights > 0).sum(axis=1).max())
+    first = np.minimum((weights > 0).argmax(axis=1), weights.shape[1] - taps)
+    return first, np.take_along_axis(weights, first[:, np.newaxis] + np.arange(taps), axis=1)

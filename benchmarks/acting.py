@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from actors.env import SKIP, open_env
-from actors.game import frames_of, make_game
+from actors.game import make_game
 from actors.observations import Observations
 from actors.player import Player
 from actors.policy import epsilon_greedy
-from actors.screen import Screens
 from benchmarks.measure import (
     AHEAD,
     ENV_STEPS,
@@ -120,20 +119,19 @@ def games_sides(games: int) -> dict[str, Side]:
     policy plays them. In env steps."""
     torch.set_num_threads(1)
     config, rng = greedy(games), np.random.default_rng(0)
-    network, screens, seen = trained(config), Screens(games), Observations(games)
-    playing = [make_game(GAME, screens=screens) for _ in range(games)]
+    network, seen = trained(config), Observations(games)
+    playing = [make_game(GAME) for _ in range(games)]
 
     def begin(i: int) -> None:
         seen.begin(i, playing[i].reset())
 
     def play_all(actions: list[int]) -> None:
         steps = [game.step(action) for game, action in zip(playing, actions, strict=True)]
-        frames = frames_of(playing, screens)
         for i, step in enumerate(steps):
             if step.game_over:
                 begin(i)
             else:
-                seen.push(i, frames[i])
+                seen.push(i, playing[i].frame())
 
     for i in range(games):
         begin(i)

@@ -24,9 +24,9 @@ from actors.env import (
     ScaledFloatFrame,
     make_env,
 )
-from actors.game import Game, GymGame, frames_of, make_game
+from actors.game import Game, GymGame, make_game
 from actors.player import Player
-from actors.screen import Screen, Screens
+from actors.screen import Screen
 from common.errors import ConfigError
 from tests.builders import CATCH, config
 
@@ -157,80 +157,39 @@ class Emulator:
         return self.palette[self.screen]
 
 
-@pytest.mark.parametrize("games", [1, 3])
 @pytest.mark.parametrize("rows", [210, 250])
-def test_the_frames_are_exact_whatever_changes_on_the_screens(rows: int, games: int) -> None:
+def test_the_frames_are_exact_whatever_changes_on_the_screen(rows: int) -> None:
     rng = np.random.default_rng(rows)
     palette = rng.integers(0, 256, (256, 3)).astype(np.uint8)
-    emulators = [Emulator(np.zeros((rows, 160), np.uint8), palette) for _ in range(games)]
-    screens = Screens(games)
-    joined: list[Screen] = []
-    all_frames = []
+    emulator = Emulator(np.zeros((rows, 160), np.uint8), palette)
+    screen = Screen(emulator)  # type: ignore[arg-type]
+    frames = []
+    pair = [emulator.getScreenRGB()] * 2
     for size in np.geomspace(1, 160, 250).astype(int):  # from single pixels to all of it
-        if len(joined) < games:
-            joined.append(screens.add(emulators[len(joined)]))  # type: ignore[arg-type]
-        meant = []
-        for emulator, screen in zip(emulators, joined, strict=False):
-            pair = [emulator.getScreenRGB()] * 2
-            for slot in (0, 1):
-                top, left = rng.integers(rows), rng.integers(160)
-                area = emulator.screen[top : top + size, left : left + size]
-                area[:] = rng.integers(0, 256, area.shape) if size % 2 else rng.integers(256)
-                screen.capture(slot)
-                pair[slot] = emulator.getScreenRGB()
-            meant.append(ProcessFrame84.process(np.maximum(*pair))[:, :, 0])
-        all_frames.append((screens.frames(), meant))
-    for made, meant in all_frames:  # only now: frames given away must not change any more
-        assert np.array_equal(made[: len(meant)], meant)
-        assert not made[len(meant) :].any()
+        for slot in (0, 1):
+            top, left = rng.integers(rows), rng.integers(160)
+            area = emulator.screen[top : top + size, left : left + size]
+            area[:] = rng.integers(0, 256, area.shape) if size % 2 else rng.integers(256)
+            screen.capture(slot)
+            pair[slot] = emulator.getScreenRGB()
+        meant = ProcessFrame84.process(np.maximum(*pair))[:, :, 0]
+        frames.append((screen.frame(), meant))
+    for made, meant in frames:  # only now: frames given away must not change any more
+        assert np.array_equal(made, meant)
 
 
-@pytest.mark.parametrize("rows", [21, 25])
-def test_tiles_resized_together_equal_the_whole_picture_for_every_single_pixel(rows: int) -> None:
-    """A lone pixel reads out its weights: they depend on its place in its tile alone."""
-    for spot in range(rows * 40):
-        tiles = np.zeros((36, rows, 40), np.float32)
-        for number, tile in enumerate(tiles):  # another place in each: every place in its turn
-            tile.reshape(-1)[(spot + 23 * number) % tile.size] = 250.7
-        whole = tiles.reshape(9, 4, rows, 40).transpose(0, 2, 1, 3).reshape(9 * rows, 160)
-        whole = np.concatenate([np.zeros((rows, 160), np.float32), whole])
-        resized = cv2.resize(whole, (84, 110), interpolation=cv2.INTER_AREA)[11:]
-        together = cv2.resize(tiles.reshape(-1, 40), (21, 396), interpolation=cv2.INTER_AREA)
-        assembled = together.reshape(9, 4, 11, 21).transpose(0, 2, 1, 3).reshape(99, 84)
-        assert np.array_equal(assembled, resized)
-
-
-@pytest.mark.parametrize("rows", [21, 25])
-def test_tiles_are_resized_alike_however_many_there_are(rows: int) -> None:
-    pictures = np.random.default_rng(rows).random((100, 36 * rows, 40), np.float32) * 255
-    together = cv2.resize(pictures.reshape(-1, 40), (21, 100 * 396), interpolation=cv2.INTER_AREA)
-    for picture, resized in zip(pictures, together.reshape(100, 396, 21), strict=True):
-        alone = cv2.resize(picture, (21, 396), interpolation=cv2.INTER_AREA)
-        assert np.array_equal(resized, alone)
-
-
-@pytest.mark.parametrize(
-    ("env_id", "options"), [(BREAKOUT, {"noop_max": 30, "episodic_life": True}), (CATCH, {})]
-)
-def test_games_side_by_side_show_what_each_shows_alone(
-    env_id: str, options: dict[str, Any]
-) -> None:
-    screens, rng, resets = Screens(3), np.random.default_rng(0), 0
-    together = [make_game(env_id, **options, screens=screens) for _ in range(3)]
-    alone = [make_game(env_id, **options) for _ in range(3)]
-    for seed, (game, twin) in enumerate(zip(together, alone, strict=True)):
-        assert np.array_equal(game.reset(seed), twin.reset(seed))
-    for _ in range(400):
-        actions = rng.integers(together[0].n_actions, size=3).tolist()
-        steps = [game.step(action) for game, action in zip(together, actions, strict=True)]
-        assert steps == [twin.step(action) for twin, action in zip(alone, actions, strict=True)]
-        frames = frames_of(together, screens)
-        for i, step in enumerate(steps):
-            assert np.array_equal(frames[i], alone[i].frame())
-            if step.terminated or step.truncated:
-                assert np.array_equal(together[i].reset(), alone[i].reset())
-                resets += 1
-    assert resets
+@pytest.mark.parametrize("rows", [210, 250])
+def test_the_frames_are_exact_where_a_single_pixel_changes(rows: int) -> None:
+    """A lone pixel reads out its weights, and whether all that see it are renewed."""
+    palette = np.random.default_rng(0).integers(0, 256, (256, 3)).astype(np.uint8)
+    emulator = Emulator(np.full((rows, 160), 1, np.uint8), palette)
+    screen = Screen(emulator)  # type: ignore[arg-type]
+    assert np.array_equal(screen.frame(), ProcessFrame84.process(emulator.getScreenRGB())[:, :, 0])
+    for spot in range(0, rows * 160, 37):  # every column, every row
+        emulator.screen.reshape(-1)[spot] = 2 + spot % 254
+        screen.capture_as_both()
+        meant = ProcessFrame84.process(emulator.getScreenRGB())[:, :, 0]
+        assert np.array_equal(screen.frame(), meant), spot
 
 
 def record(game: Any, steps: int, seed: int) -> list[Any]:
@@ -654,7 +613,7 @@ def test_an_environment_may_write_its_next_observation_over_the_last(
     assert [frame.max() for frame in first] == [1, 2]
     for action, game in enumerate(games):
         game.step(action)
-    assert [frame.max() for frame in frames_of(games, Screens(2))] == [100, 101]
+    assert [game.frame().max() for game in games] == [100, 101]
 
 
 @pytest.mark.parametrize(

@@ -4,33 +4,34 @@ Most of a screen looks the same all the time. Less its background it is zero the
 layer sees nothing but zeros, or nothing but what came of them, it gives the same values. So each
 layer is a product of matrices with a row for every place that is not like that, a tenth of them in
 Pong's first layer, and one row for all the others. Values and gradients are those of F.conv2d.
-Under autocast factors are rounded, as F.conv2d's are. What differs, and what a place sees, NumPy
-finds in half the time that PyTorch takes.
+Under autocast factors are rounded, as F.conv2d's are.
 """
 
 import functools
-import math
 from collections.abc import Sequence
-from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from common.compiled import compiled
 from common.config import STACK
 
 BLOCK = 4  # pixels each way: the first layer's stride, and half of its kernel
-QUAD = np.complex128  # what carries 16 bytes at once: four pixels of a row, each of STACK bytes
-# Of the first layer's places: where more differ, F.conv2d is faster, by what is multiplied.
-LARGEST_SHARE = {torch.float32: 0.25, torch.bfloat16: 0.21}
-FEWEST_SCREENS = 32  # and where there are fewer
+LARGEST_SHARE = 0.33  # of the first layer's places: where more differ, F.conv2d is faster, ...
+FEWEST_SCREENS = 8  # ... and where there are fewer
 # A product has so many rows or a multiple, those that are left over being for all the others too:
 # oneDNN compiles one in bfloat16 anew for every number of rows that it has not met, which took a
 # third of an update (docs/performance.md, "What was tried").
 ROWS = 64
+PIXEL = np.uint32  # all STACK bytes of a pixel
 Layer = tuple[Tensor, Tensor | None, int]  # weight, bias, stride
-Array = np.ndarray  # places: [P] i64, where a flattened [B, H', W'] is true
+# rows: [B, H, W] i64, of each place its row among a layer's values [R, C]; row 0 stands for all
+# that do not differ.
+Array = np.ndarray
 
 
 def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]) -> Tensor | None:
@@ -44,24 +45,15 @@ def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]
     factor = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     if not (pays_here(factor) and screens.is_contiguous() and _fits(screens, layers[0])):
         return None
-    empty = background.to(torch.uint8)[None, :, :, None].expand_as(screens[:1]).contiguous()
-    quads, usual = _quads(screens), _quads(empty)
-    layers = [_of_blocks(layers[0]), *layers[1:]]
-    differing = [_blocks_that_differ(quads, usual)]  # and of each layer the places that see any
-    for weight, _, stride in layers:
-        differing.append(_windows_with_any(differing[-1], weight.shape[-1], stride))
-    if differing[1].mean() > LARGEST_SHARE[factor]:
+    if (found := _blocks(screens, background)) is None:
         return None
-    places = np.flatnonzero(differing[0])
-    values = torch.zeros(len(places) + 1, BLOCK * BLOCK * STACK, dtype=factor)
-    values[:-1] = torch.from_numpy(_blocks_less_background(quads, usual, places))
-    for (weight, bias, stride), (before, after) in zip(layers, pairwise(differing), strict=True):
-        kernel, places = weight.shape[-1], np.flatnonzero(after)
-        seen = np.full((_row_count(places), kernel * kernel), len(values) - 1)
-        seen[: len(places)] = _windows(_rows(before), (kernel, kernel), (stride, stride), places)
+    rows, values = found[0], torch.from_numpy(found[1]).to(factor)
+    for number, (weight, bias, stride) in enumerate([_of_blocks(layers[0]), *layers[1:]]):
+        rows, seen = _windows(rows, weight.shape[-1], stride)
+        if number == 0 and np.count_nonzero(rows) > LARGEST_SHARE * rows.size:
+            return None
         values = _product(_select(values, seen).view(len(seen), -1), weight, bias)
-    everywhere = _select(values, _rows(differing[-1]))
-    return everywhere.view(*differing[-1].shape, -1).permute(0, 3, 1, 2)
+    return _select(values, rows).view(*rows.shape, -1).permute(0, 3, 1, 2)
 
 
 @functools.cache
@@ -87,24 +79,95 @@ def _of_blocks(first: Layer) -> Layer:
     return by_blocks.permute(0, 3, 5, 1, 2, 4).flatten(1, 3), bias, 1
 
 
-def _quads(screens: Tensor) -> Array:
-    """[B, H, W, STACK] u8 -> [B, H, W / 4] QUAD, the same memory."""
-    return screens.flatten(2).numpy().view(QUAD)
+def _blocks(screens: Tensor, background: Tensor) -> tuple[Array, Array] | None:
+    """[B, H, W, STACK] u8, [H, W] f32 -> rows of the blocks of 4 by 4 pixels; what they are less
+    their background [R, BLOCK * BLOCK * STACK] i16. None where too many differ."""
+    images, height, width, _ = screens.shape
+    rows = np.empty((images, height // BLOCK, width // BLOCK), np.int64)
+    most = int(LARGEST_SHARE * rows.size)  # as many places of the first layer see one of them
+    less = np.empty((1 + most, BLOCK * BLOCK * STACK), np.int16)
+    pixels = screens.flatten(2).numpy().view(PIXEL)
+    count = _find_blocks(pixels, background.numpy().astype(np.uint8), rows, less)
+    return (rows, less[:count]) if count else None
 
 
-def _blocks_that_differ(quads: Array, usual: Array) -> Array:
-    """[B, H, W / 4] and [1, H, W / 4] QUAD -> [B, H / 4, W / 4] bool."""
-    differs = (quads.view(np.int64) != usual.view(np.int64)).view(np.int16)  # one for each quad
-    lines = differs.reshape(len(differs), -1, BLOCK, differs.shape[2])
-    blocks: Array = (lines[:, :, 0] | lines[:, :, 1] | lines[:, :, 2] | lines[:, :, 3]) != 0
-    return blocks
+@compiled
+def _find_blocks(pixels: Array, background: Array, rows: Array, less: Array) -> int:
+    """pixels: [B, H, W] PIXEL; background: [H, W] u8. -> rows in all; 0 if there is no room."""
+    usual = background * PIXEL(0x01010101)
+    less[0] = 0
+    count = 1
+    differ = np.empty(background.shape[1], PIXEL)
+    for image in range(rows.shape[0]):
+        for down in range(rows.shape[1]):
+            top = down * BLOCK
+            differ[:] = 0  # of each column of four pixels
+            for y in range(top, top + BLOCK):
+                for x in range(len(differ)):
+                    differ[x] |= pixels[image, y, x] ^ usual[y, x]
+            for across in range(rows.shape[2]):
+                left = across * BLOCK
+                here = PIXEL(0)
+                for x in range(left, left + BLOCK):
+                    here |= differ[x]
+                rows[image, down, across] = count if here else 0
+                if not here:
+                    continue
+                if count == len(less):
+                    return 0
+                i = 0
+                for y in range(top, top + BLOCK):
+                    for x in range(left, left + BLOCK):
+                        for frame in range(STACK):
+                            value = pixels[image, y, x] >> PIXEL(8 * frame) & PIXEL(255)
+                            less[count, i] = np.int16(value) - np.int16(background[y, x])
+                            i += 1
+                count += 1
+    return count
 
 
-def _blocks_less_background(quads: Array, usual: Array, places: Array) -> Array:
-    """[B, H, W / 4] and [1, H, W / 4] QUAD and P blocks -> [P, BLOCK * BLOCK * STACK] i16."""
-    here, there = (_windows(grid, (BLOCK, 1), (BLOCK, 1), places) for grid in (quads, usual))
-    less: Array = np.subtract(here.view(np.uint8), there.view(np.uint8), dtype=np.int16)
-    return less
+def _windows(before: Array, kernel: int, stride: int) -> tuple[Array, Array]:
+    """Rows of the places of a layer -> those of the next one; what each of these sees [R, K * K],
+    R being a multiple of ROWS."""
+    images, height, width = before.shape
+    rows = np.empty(
+        (images, (height - kernel) // stride + 1, (width - kernel) // stride + 1), np.int64
+    )
+    seen = np.empty((rows.size + ROWS, kernel * kernel), np.int64)
+    count = _find_windows(before, kernel, stride, rows, seen)
+    padded = -(-count // ROWS) * ROWS
+    seen[count:padded] = 0
+    return rows, seen[:padded]
+
+
+@compiled
+def _find_windows(before: Array, kernel: int, stride: int, rows: Array, seen: Array) -> int:
+    """-> rows in all."""
+    seen[0] = 0
+    count = 1
+    differ = np.empty(before.shape[2], np.int64)
+    for image in range(rows.shape[0]):
+        for down in range(rows.shape[1]):
+            top = down * stride
+            differ[:] = 0  # of each column that this line of windows sees
+            for y in range(top, top + kernel):
+                for x in range(len(differ)):
+                    differ[x] |= before[image, y, x]
+            for across in range(rows.shape[2]):
+                left = across * stride
+                here = 0
+                for x in range(left, left + kernel):
+                    here |= differ[x]
+                rows[image, down, across] = count if here else 0
+                if not here:
+                    continue
+                i = 0
+                for y in range(top, top + kernel):
+                    for x in range(left, left + kernel):
+                        seen[count, i] = before[image, y, x]
+                        i += 1
+                count += 1
+    return count
 
 
 def _product(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -112,55 +175,35 @@ def _product(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.relu(F.linear(seen, weight.permute(0, 2, 3, 1).flatten(1), bias))
 
 
-def _row_count(places: Array) -> int:
-    """R: a row for each of P places and at least one for all the others."""
-    return (len(places) // ROWS + 1) * ROWS
-
-
-def _rows(differs: Array) -> Array:
-    """-> as differs, i64: the row of each place among a layer's values; that of all that do not
-    differ follows the others."""
-    places = np.flatnonzero(differs)
-    rows = np.full(differs.shape, len(places))
-    rows.reshape(-1)[places] = np.arange(len(places))
-    return rows
-
-
 def _select(values: Tensor, rows: Array) -> Tensor:
-    """[R, C] and N rows, i64 of any shape -> [N, C]. The gradients of all that select a row are
-    added up in float32."""
+    """[R, C] and N rows, i64 of any shape -> [N, C]."""
     index = torch.from_numpy(rows.reshape(-1))
-    if not values.requires_grad:
-        return values.index_select(0, index)
-    return values.float().index_select(0, index).to(values.dtype)
+    selected: Tensor = _Select.apply(values, index)  # type: ignore[no-untyped-call]
+    return selected
 
 
-def _windows_with_any(differs: Array, kernel: int, stride: int) -> Array:
-    """[B, H, W] bool -> [B, H', W'] bool: the places of a layer that see any."""
-    _, height, width = differs.shape
-    down = [differs[:, i : height - kernel + 1 + i : stride] for i in range(kernel)]
-    rows = np.logical_or.reduce(down)
-    across = [rows[:, :, i : width - kernel + 1 + i : stride] for i in range(kernel)]
-    seen: Array = np.logical_or.reduce(across)
-    return seen
+class _Select(torch.autograd.Function):
+    """The gradients of all that select a row are added up in float32."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, rows: Tensor) -> Tensor:
+        context.save_for_backward(rows)
+        context.count = len(values)
+        return values.index_select(0, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows,) = context.saved_tensors
+        total = torch.zeros(context.count, gradient.shape[1])
+        _add_rows(gradient.float().contiguous().numpy(), rows.numpy(), total.numpy())
+        return total.to(gradient.dtype), None
 
 
-def _windows(grid: Array, size: tuple[int, int], steps: tuple[int, int], places: Array) -> Array:
-    """What P places see of [B, H, W], or of [1, H, W] that is the same for all images, so many
-    steps apart -> [P, size[0] * size[1]]."""
-    starts = _window_starts(grid.shape, size, steps).take(places, mode="wrap")  # to the one image
-    within = np.arange(size[0])[:, None] * grid.shape[2] + np.arange(size[1])
-    seen: Array = grid.reshape(-1).take(starts[:, None] + within.reshape(-1))
-    return seen
-
-
-@functools.cache
-def _window_starts(shape: tuple[int, ...], size: tuple[int, int], steps: tuple[int, int]) -> Array:
-    """-> [B * H' * W'] i64: the first element that each place sees."""
-    index = np.arange(math.prod(shape)).reshape(shape)
-    down, across = (
-        slice(0, side - extent + 1, step)
-        for side, extent, step in zip(shape[1:], size, steps, strict=True)
-    )
-    starts: Array = index[:, down, across].reshape(-1)
-    return starts
+@compiled
+def _add_rows(parts: Array, rows: Array, total: Array) -> None:
+    """Parts [N, C] f32 to these rows of total [R, C] f32, in the order in which they stand."""
+    for i in range(len(rows)):
+        row = rows[i]
+        for channel in range(parts.shape[1]):
+            total[row, channel] += parts[i, channel]

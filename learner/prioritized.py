@@ -4,59 +4,88 @@ from typing import Any
 
 import numpy as np
 
+from common.compiled import compiled
+
+BRANCHES = 16  # of a node
+
 
 class SumTree:
     """Non-negative priorities of `capacity` leaves, drawn by prefix sum.
 
-    A sum tree of two levels: the leaves in blocks of 64, and the blocks' sums, accumulated anew at
-    every draw. All work is a few operations on arrays: after an update has emptied the caches it is
-    their number that costs.
+    Each node above the leaves is the sum of the BRANCHES nodes below it, the last of a level padded
+    with zeros. A batch descends, and is renewed, level by level: so what one leaf has to be fetched
+    from memory is on its way while the others go on.
     """
 
-    BLOCK = 64
-
     def __init__(self, capacity: int) -> None:
-        self.leaves = np.zeros((-(-capacity // self.BLOCK), self.BLOCK))
-        self.sums = np.zeros(len(self.leaves))
-        self._ends = np.zeros(len(self.leaves) + 1)  # before each block, and after the last
+        sizes = [capacity]
+        while sizes[-1] > 1:
+            sizes[-1] = -(-sizes[-1] // BRANCHES) * BRANCHES
+            sizes.append(sizes[-1] // BRANCHES)
+        self.nodes = np.zeros(sum(sizes))  # leaves first, root last
+        self._levels = np.cumsum([0, *sizes[:-1]])  # where each begins
 
     @property
     def total(self) -> float:
-        return float(self.sums.sum())
+        return float(self.nodes[-1])
 
     @property
     def bytes(self) -> int:
-        return self.leaves.nbytes + self.sums.nbytes + self._ends.nbytes
+        return self.nodes.nbytes
 
     def set(self, leaves: np.ndarray, priorities: np.ndarray) -> None:
         """leaves: [B] i64; priorities: [B] f64. Where a leaf is named twice the last one counts."""
-        self.leaves.reshape(-1)[leaves] = priorities
-        if len(leaves) < len(self.sums):
-            blocks = leaves // self.BLOCK  # to add one up twice costs less than to find it out
-            self.sums[blocks] = self.leaves.take(blocks, axis=0).sum(axis=1)
-        else:
-            self.leaves.sum(axis=1, out=self.sums)
+        self.nodes[leaves] = priorities
+        _add_up(self.nodes, self._levels, leaves)
 
     def get(self, leaves: np.ndarray) -> np.ndarray:
-        priorities: np.ndarray = self.leaves.reshape(-1)[leaves]
+        priorities: np.ndarray = self.nodes[leaves]
         return priorities
 
     def find(self, prefix_sums: np.ndarray) -> np.ndarray:
-        """Leaf in whose share of [0, total), which is not empty, each prefix sum falls.
+        """Leaf in whose share of [0, total), which is not empty, each prefix sum falls; from total
+        on the last of them.
 
         prefix_sums: [B] f64 -> [B] i64.
-
-        Sums are clamped to just below the total of each level, so that rounding never finds a leaf
-        of priority 0.
         """
-        ends = self._ends[1:]
-        self.sums.cumsum(out=ends)
-        sums = np.minimum(prefix_sums, np.nextafter(ends[-1], 0.0))
-        block = ends.searchsorted(sums, side="right")
-        inner = self.leaves.take(block, axis=0).cumsum(axis=1)
-        rest = np.minimum(sums - self._ends[block], np.nextafter(inner[:, -1], 0.0))
-        found: np.ndarray = block * self.BLOCK + (inner > rest[:, np.newaxis]).argmax(axis=1)
+        found = np.zeros(len(prefix_sums), np.int64)
+        _descend(self.nodes, self._levels, prefix_sums.copy(), found)
         return found
+
+
+@compiled
+def _add_up(nodes: np.ndarray, levels: np.ndarray, leaves: np.ndarray) -> None:
+    """All sums above these leaves."""
+    above = leaves.copy()
+    for level in range(1, len(levels)):
+        for i in range(len(above)):
+            above[i] //= BRANCHES
+            first = levels[level - 1] + above[i] * BRANCHES
+            total = 0.0
+            for child in range(first, first + BRANCHES):
+                total += nodes[child]
+            nodes[levels[level] + above[i]] = total
+
+
+@compiled
+def _descend(nodes: np.ndarray, levels: np.ndarray, rest: np.ndarray, found: np.ndarray) -> None:
+    """From the root, all of `found`, to the leaves. rest: of each prefix sum, less what lies before
+    its node; overwritten."""
+    for level in range(len(levels) - 2, -1, -1):
+        for i in range(len(found)):
+            first = levels[level] + found[i] * BRANCHES
+            end, before, child = 0.0, 0.0, 0
+            for j in range(BRANCHES):  # no `break`: what to do next must not wait for memory
+                end += nodes[first + j]
+                if end <= rest[i]:
+                    before = end
+                    child = j + 1
+            if child == BRANCHES:  # beyond the last one, by rounding: so it is all the way down
+                before = -np.inf
+            while child == BRANCHES or nodes[first + child] == 0.0:
+                child -= 1
+            found[i] = found[i] * BRANCHES + child
+            rest[i] -= before
 
 
 class PrioritizedSampler:

@@ -10,17 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.compiled import compiled
 from common.config import FRAME_SHAPE, STACK, Config
 from common.errors import ConfigError
 from common.messages import TRANSITION_DTYPE, Chunk, Spec
 
 FRAME_BYTES = FRAME_SHAPE[0] * FRAME_SHAPE[1]
 FRAMES = np.arange(STACK)  # of a stack, from its first one on
+PIXEL = np.uint32  # holds what it was in each frame of a stack: a byte each, the oldest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,11 +224,9 @@ class Replay:
 
     def _stacks(self, starts: np.ndarray) -> Tensor:
         """The stacks that begin at these frames, from a ring in main memory."""
-        frames = self._flat_frames.numpy()
-        planes = np.empty((STACK, len(starts), FRAME_BYTES), np.uint8)
-        for i, plane in enumerate(planes):  # "clip" writes straight into `out`; none is clipped
-            frames.take(starts + i, axis=0, out=plane, mode="clip")
-        return as_pixels(torch.from_numpy(cv2.merge(list(planes))))  # 1/7 of torch.stack's time
+        stacks = np.empty((len(starts), FRAME_BYTES), PIXEL)
+        _gather(self._flat_frames.numpy(), starts, stacks)
+        return as_pixels(torch.from_numpy(stacks.view(np.uint8)))
 
     def _make_room(self, length: int, frame_count: int) -> StoredChunk:
         """Evict the oldest chunks until the new one fits; frames never wrap around the end."""
@@ -251,6 +250,18 @@ class Replay:
     def _evict(self) -> None:
         oldest = self.chunks.popleft()
         self.sampler.evicted(oldest.first_id, oldest.end_id)
+
+
+@compiled
+def _gather(frames: np.ndarray, starts: np.ndarray, stacks: np.ndarray) -> None:
+    """[F, FRAME_BYTES] u8 -> stacks [N, FRAME_BYTES] PIXEL, those that begin at frames `starts`."""
+    for i in range(len(starts)):
+        start = starts[i]
+        for pixel in range(FRAME_BYTES):
+            stack = PIXEL(0)
+            for j in range(STACK):
+                stack |= PIXEL(frames[start + j, pixel]) << PIXEL(8 * j)
+            stacks[i, pixel] = stack
 
 
 def as_pixels(stacks: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import common.foreground as foreground
 from common.foreground import FEWEST_SCREENS, LARGEST_SHARE, ROWS, convolve_foreground, pays_here
 from common.network import DQN
 
-SHAPE = (FEWEST_SCREENS, 4, 84, 84)
+SHAPE = (32, 4, 84, 84)
 Layers = list[tuple[Tensor, Tensor, int]]  # as Layer, with a bias
 
 
@@ -129,7 +129,7 @@ def test_in_bfloat16_gradients_of_all_places_that_do_not_differ_are_added_up_exa
     assert found is not None
     found.sum().backward()  # type: ignore[no-untyped-call]
     assert bias.grad is not None
-    assert torch.equal(bias.grad, torch.full_like(bias, FEWEST_SCREENS * 20 * 20))
+    assert torch.equal(bias.grad, torch.full_like(bias, SHAPE[0] * 20 * 20))
 
 
 def rows_multiplied(monkeypatch: pytest.MonkeyPatch, obs: Tensor, background: Tensor) -> list[int]:
@@ -193,31 +193,32 @@ def test_a_place_differs_where_any_pixel_that_it_sees_does(
     obs = still(background)
     for place in places:
         obs[place] = 88
-    empty = still(background, (1, *SHAPE[1:]))
-    quads, usual = (foreground._quads(seen.permute(0, 2, 3, 1)) for seen in (obs, empty))
-    blocks = foreground._blocks_that_differ(quads, usual)
-    found = torch.from_numpy(foreground._windows_with_any(blocks, 2, 1))
+    blocks = foreground._blocks(obs.permute(0, 2, 3, 1), background)
+    assert blocks is not None
+    rows, _ = foreground._windows(blocks[0], 2, 1)
     changed = (obs != 87).any(dim=1, keepdim=True).float()
-    assert torch.equal(found, F.max_pool2d(changed, 8, 4).squeeze(1) > 0)
+    assert torch.equal(torch.from_numpy(rows > 0), F.max_pool2d(changed, 8, 4).squeeze(1) > 0)
 
 
 def test_it_is_left_to_conv2d_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     background, layers = backdrop(), [*layers_of("nips")]
     obs = still(background)
     assert convolve_foreground(obs, background, layers) is not None
-    assert convolve_foreground(obs[:-1], background, layers) is None  # too few
+    assert convolve_foreground(obs[:FEWEST_SCREENS], background, layers) is not None
+    assert convolve_foreground(obs[: FEWEST_SCREENS - 1], background, layers) is None  # too few
     assert convolve_foreground(obs.contiguous(), background, layers) is None  # planes
-    lines = int(84 * LARGEST_SHARE[torch.float32])
+    lines = int(84 * LARGEST_SHARE)
     obs[:, 0, : lines - 4] += 1
     assert convolve_foreground(obs, background, layers) is not None
-    with rounding():
-        assert convolve_foreground(obs, background, layers) is None  # too much of it, in bfloat16
     obs[:, 0, : lines + 8] += 1
     assert convolve_foreground(obs, background, layers) is None  # too much differs
+    dots = still(background)
+    dots[:, :, ::12, ::12] += 1  # a ninth of the blocks, which four ninths of the places see
+    assert convolve_foreground(dots, background, layers) is None
     (weight, bias, _), *others = layers
     wider = [(weight, bias, 8), *others]
     assert convolve_foreground(still(background), background, wider) is None  # other blocks
-    odd = still(torch.zeros(86, 84), (FEWEST_SCREENS, 4, 86, 84))
+    odd = still(torch.zeros(86, 84), (SHAPE[0], 4, 86, 84))
     assert convolve_foreground(odd, torch.zeros(86, 84), layers) is None  # no whole blocks
     monkeypatch.setattr(foreground, "pays_here", lambda factor: False)
     assert convolve_foreground(still(background), background, layers) is None

@@ -16,7 +16,8 @@ ONLY_IN = {
     "tensorboard": {"common/metrics.py"},
     "gymnasium": {"actors/env.py", "actors/game.py"},
     "ale_py": {"actors/env.py", "actors/game.py", "actors/screen.py"},
-    "cv2": {"actors/env.py", "learner/replay.py"},
+    "cv2": {"actors/env.py"},
+    "numba": {"common/compiled.py"},
 }
 LIGHT = {
     "launch.py",
@@ -60,11 +61,11 @@ def test_imports_run_one_way_and_libraries_stay_in_their_rooms(path: Path) -> No
 @pytest.mark.parametrize("light", sorted(LIGHT))
 def test_nothing_that_the_launch_process_needs_imports_torch_or_zmq(light: str) -> None:
     tops = {module.split(".")[0] for module in imports(ROOT / light, top_level_only=True)}
-    assert not tops & {"torch", "zmq", "gymnasium", "numpy", "learner", "actors"}
+    assert not tops & {"torch", "zmq", "gymnasium", "numpy", "numba", "learner", "actors"}
 
 
 def test_the_launch_process_starts_without_torch_and_zmq() -> None:
-    code = "import sys, launch; print({'torch', 'zmq', 'numpy', 'cv2'} & set(sys.modules))"
+    code = "import sys, launch; print({'torch', 'zmq', 'numpy', 'numba', 'cv2'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done
 

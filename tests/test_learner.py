@@ -157,9 +157,9 @@ def test_what_a_gpu_was_given_is_taken_in_when_it_has_the_next(folder: Folder) -
     assert set(changed) == {number for number in drawn[1] if number >= first}
     learner.update()
     fill(learner, 40)  # in the place of all
-    before = sampler.tree.leaves.copy()
+    before = sampler.tree.nodes.copy()
     learner.finish_update()
-    assert len(told) == 3 and np.array_equal(sampler.tree.leaves, before)
+    assert len(told) == 3 and np.array_equal(sampler.tree.nodes, before)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_an_update_later_on_a_gpu(folder: Folder) -> None:

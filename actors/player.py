@@ -61,9 +61,8 @@ class Player:
             actions = epsilon_greedy(self.network, self.obs, epsilon, self.rng).tolist()
         chunks: list[Chunk] = []
         with self.timings.section("play"):
-            steps = [game.step(action) for game, action in zip(self.games, actions, strict=True)]
-            for i, step in enumerate(steps):
-                chunks += self._enter(i, actions[i], step)
+            for i, action in enumerate(actions):
+                chunks += self._enter(i, action, self.games[i].step(action))
         return chunks
 
     def _enter(self, i: int, action: int, step: Step) -> list[Chunk]:

@@ -115,8 +115,7 @@ def inference_sides(games: int) -> dict[str, Side]:
 
 
 def games_sides(games: int) -> dict[str, Side]:
-    """An actor's games alone: emulators, frames made in one go, and stacks, played as a trained
-    policy plays them. In env steps."""
+    """An actor's games alone, played as a trained policy plays them, and stacks. In env steps."""
     torch.set_num_threads(1)
     config, rng = greedy(games), np.random.default_rng(0)
     network, seen = trained(config), Observations(games)
@@ -126,12 +125,11 @@ def games_sides(games: int) -> dict[str, Side]:
         seen.begin(i, playing[i].reset())
 
     def play_all(actions: list[int]) -> None:
-        steps = [game.step(action) for game, action in zip(playing, actions, strict=True)]
-        for i, step in enumerate(steps):
-            if step.game_over:
+        for i, (game, action) in enumerate(zip(playing, actions, strict=True)):
+            if game.step(action).game_over:
                 begin(i)
             else:
-                seen.push(i, playing[i].frame())
+                seen.push(i, game.frame())
 
     for i in range(games):
         begin(i)
@@ -260,7 +258,7 @@ def whole_actor(form: Form, peers: Peers) -> list[Row]:
 
     note = f"{games} games, best of {', '.join(map(str, tried(form)))}"
     one = "a game and the inference alone"
-    all_of_them = f"its {games} games, their frames made in one go, and the inference alone"
+    all_of_them = f"its {games} games and the inference alone"
     return [
         Row(3, ACTOR, ENV_STEPS, one, Goal(0.92), seen["actor"], limits(1), note),
         Row(3, ACTOR, ENV_STEPS, all_of_them, None, seen["actor"], limits(games), note),

@@ -22,7 +22,7 @@ from common.config import STACK
 
 BLOCK = 4  # pixels each way: the first layer's stride, and half of its kernel
 LARGEST_SHARE = 0.33  # of the first layer's places: where more differ, F.conv2d is faster, ...
-FEWEST_SCREENS = 8  # ... and where there are fewer
+FEWEST_SCREENS = 32  # ... and where there are fewer
 # A product has so many rows or a multiple, those that are left over being for all the others too:
 # oneDNN compiles one in bfloat16 anew for every number of rows that it has not met, which took a
 # third of an update (docs/performance.md, "What was tried").
@@ -178,6 +178,8 @@ def _product(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _select(values: Tensor, rows: Array) -> Tensor:
     """[R, C] and N rows, i64 of any shape -> [N, C]."""
     index = torch.from_numpy(rows.reshape(-1))
+    if not values.requires_grad:
+        return values.index_select(0, index)
     selected: Tensor = _Select.apply(values, index)  # type: ignore[no-untyped-call]
     return selected
 

@@ -507,11 +507,11 @@ def test_all_verbs_take_the_flags_of_the_machine_and_their_own() -> None:
     assert (run.seeds, run.minutes) == ([5], 9.5)
 
 
-def test_what_travels_is_the_locked_versions_without_torch_and_with_a_smaller_opencv() -> None:
+def test_what_travels_are_locked_versions_but_torch_and_numba_and_a_smaller_opencv() -> None:
     versions = packages.locked_versions()
     names = {version.split("==")[0] for version in versions}
     assert {"gymnasium", "ale-py", "pyzmq", "msgpack", "opencv-python-headless"} <= names
-    assert not names & {"torch", "numpy", "opencv-python", "mypy", "ruff"}
+    assert not names & {"torch", "numpy", "numba", "llvmlite", "opencv-python", "mypy", "ruff"}
     assert {"pytest", "pytest-timeout", "hypothesis"} <= names  # for `test`
     assert all(version.count("==") == 1 for version in versions)
 

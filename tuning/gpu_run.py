@@ -5,8 +5,8 @@
     python3 -m tuning.gpu_run run OUT --packages FOLDER/packages.tar.xz                  there too
     python3 -m tuning.gpu_run bench OUT --packages FOLDER/packages.tar.xz                and there
 
-All three need Python, torch and numpy there, nothing else, end within --minutes and print their
-report. With --cpu they do the same without a GPU, to try it.
+All three need Python, torch, numpy and numba there, nothing else, end within --minutes and print
+their report. With --cpu they do the same without a GPU, to try it.
 
 `test`: the tests that need a GPU, by estimate a minute; OUT holds report.md and what pytest said.
 The one to begin with.
@@ -77,12 +77,17 @@ LATER_SECONDS = 60.0 + ENDING_SECONDS  # kept for each run to come, where that l
 FEWEST_SECONDS = 10.0  # a run that would get less is left out
 # What a run needs is read from the disk, and tried, before the time of the first one begins.
 FACTS = """
-import msgpack, platform, safetensors, torch, torch.utils.tensorboard, zmq
+import msgpack, numpy as np, platform, safetensors, torch, torch.utils.tensorboard, zmq
 from actors.game import make_game
+from learner.prioritized import SumTree
 game = make_game("PongNoFrameskip-v4")
 game.reset(seed=0)
 for _ in range(10):
     game.step(0)
+    game.frame()
+tree = SumTree(100)
+tree.set(np.arange(100), np.ones(100))
+tree.find(np.zeros(1))
 gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
 if torch.cuda.is_available():
     torch.nn.Conv2d(4, 16, 8, 4).cuda()(torch.zeros(1, 4, 84, 84).cuda()).sum().backward()

@@ -1,7 +1,8 @@
-"""What program and tests need as one archive, for a machine that has torch and no network.
+"""What program and tests need as one archive, for a machine that has torch, Numba and no network.
 
 What may travel there is 64 MiB. OpenCV's wheel alone has 71, without its windows 58; with the
-others that would be 75. Unpacked and compressed by a method that knows x86 code, all has 55.
+others that would be 75. Unpacked and compressed by a method that knows x86 code, all has 55; what
+Numba compiles with would be another 40.
 """
 
 import lzma
@@ -18,8 +19,19 @@ ROOT = Path(__file__).parent.parent
 LOCKS = (ROOT / "requirements.lock", ROOT / "requirements-dev.lock")
 ARCHIVE = "packages.tar.xz"
 MOST_MIB = 56  # the rest of the 64 is for the code
-PRESENT = frozenset(  # wherever torch is: itself, numpy, and what torch requires
-    {"torch", "numpy", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx"}
+PRESENT = frozenset(  # there: torch, numpy, what torch requires, and Numba
+    {
+        "torch",
+        "numpy",
+        "numba",
+        "llvmlite",
+        "filelock",
+        "fsspec",
+        "jinja2",
+        "markupsafe",
+        "mpmath",
+        "networkx",
+    }
     | {"setuptools", "sympy", "typing-extensions"}
 )
 ONLY_FOR_VIEWING = frozenset({"grpcio", "markdown", "tensorboard-data-server", "werkzeug"})

@@ -43,13 +43,14 @@ def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]
     """
     screens = obs.permute(0, 2, 3, 1)  # [B, H, W, STACK]
     factor = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
-    if not (pays_here(factor) and screens.is_contiguous() and _fits(screens, layers[0])):
+    pays = pays_here(factor) and len(obs) >= FEWEST_SCREENS
+    if not (pays and screens.is_contiguous() and made_of_blocks(screens, layers[0])):
         return None
-    if (found := _blocks(screens, background)) is None:
+    if (found := find_blocks(screens, background)) is None:
         return None
     rows, values = found[0], torch.from_numpy(found[1]).to(factor)
-    for number, (weight, bias, stride) in enumerate([_of_blocks(layers[0]), *layers[1:]]):
-        rows, seen = _windows(rows, weight.shape[-1], stride)
+    for number, (weight, bias, stride) in enumerate([by_blocks(layers[0]), *layers[1:]]):
+        rows, seen = find_windows(rows, weight.shape[-1], stride)
         if number == 0 and np.count_nonzero(rows) > LARGEST_SHARE * rows.size:
             return None
         values = _product(_select(values, seen).view(len(seen), -1), weight, bias)
@@ -64,22 +65,22 @@ def pays_here(factor: torch.dtype) -> bool:
     return factor in measured.get(torch.backends.cpu.get_cpu_capability(), [])
 
 
-def _fits(screens: Tensor, first: Layer) -> bool:
-    images, height, width, channels = screens.shape
+def made_of_blocks(screens: Tensor, first: Layer) -> bool:
+    """Whether screens [B, H, W, STACK] and the first layer are."""
+    _, height, width, channels = screens.shape
     weight, _, stride = first
-    by_blocks = (*weight.shape[2:], stride) == (2 * BLOCK, 2 * BLOCK, BLOCK)
-    whole = height % BLOCK == width % BLOCK == 0
-    return images >= FEWEST_SCREENS and channels == STACK and by_blocks and whole
+    two_by_two = (*weight.shape[2:], stride) == (2 * BLOCK, 2 * BLOCK, BLOCK)
+    return channels == STACK and two_by_two and height % BLOCK == width % BLOCK == 0
 
 
-def _of_blocks(first: Layer) -> Layer:
+def by_blocks(first: Layer) -> Layer:
     """The first layer as one that sees two by two blocks, each byte of a block a channel."""
     weight, bias, _ = first
     by_blocks = weight.reshape(len(weight), STACK, 2, BLOCK, 2, BLOCK)
     return by_blocks.permute(0, 3, 5, 1, 2, 4).flatten(1, 3), bias, 1
 
 
-def _blocks(screens: Tensor, background: Tensor) -> tuple[Array, Array] | None:
+def find_blocks(screens: Tensor, background: Tensor) -> tuple[Array, Array] | None:
     """[B, H, W, STACK] u8, [H, W] f32 -> rows of the blocks of 4 by 4 pixels; what they are less
     their background [R, BLOCK * BLOCK * STACK] i16. None where too many differ."""
     images, height, width, _ = screens.shape
@@ -87,12 +88,12 @@ def _blocks(screens: Tensor, background: Tensor) -> tuple[Array, Array] | None:
     most = int(LARGEST_SHARE * rows.size)  # as many places of the first layer see one of them
     less = np.empty((1 + most, BLOCK * BLOCK * STACK), np.int16)
     pixels = screens.flatten(2).numpy().view(PIXEL)
-    count = _find_blocks(pixels, background.numpy().astype(np.uint8), rows, less)
+    count = _number_blocks(pixels, background.numpy().astype(np.uint8), rows, less)
     return (rows, less[:count]) if count else None
 
 
 @compiled
-def _find_blocks(pixels: Array, background: Array, rows: Array, less: Array) -> int:
+def _number_blocks(pixels: Array, background: Array, rows: Array, less: Array) -> int:
     """pixels: [B, H, W] PIXEL; background: [H, W] u8. -> rows in all; 0 if there is no room."""
     usual = background * PIXEL(0x01010101)
     less[0] = 0
@@ -126,7 +127,7 @@ def _find_blocks(pixels: Array, background: Array, rows: Array, less: Array) -> 
     return count
 
 
-def _windows(before: Array, kernel: int, stride: int) -> tuple[Array, Array]:
+def find_windows(before: Array, kernel: int, stride: int) -> tuple[Array, Array]:
     """Rows of the places of a layer -> those of the next one; what each of these sees [R, K * K],
     R being a multiple of ROWS."""
     images, height, width = before.shape
@@ -134,14 +135,14 @@ def _windows(before: Array, kernel: int, stride: int) -> tuple[Array, Array]:
         (images, (height - kernel) // stride + 1, (width - kernel) // stride + 1), np.int64
     )
     seen = np.empty((rows.size + ROWS, kernel * kernel), np.int64)
-    count = _find_windows(before, kernel, stride, rows, seen)
+    count = _number_windows(before, kernel, stride, rows, seen)
     padded = -(-count // ROWS) * ROWS
     seen[count:padded] = 0
     return rows, seen[:padded]
 
 
 @compiled
-def _find_windows(before: Array, kernel: int, stride: int, rows: Array, seen: Array) -> int:
+def _number_windows(before: Array, kernel: int, stride: int, rows: Array, seen: Array) -> int:
     """-> rows in all."""
     seen[0] = 0
     count = 1

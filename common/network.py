@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from common.config import FRAME_SHAPE, STACK, Config
 from common.foreground import Layer, convolve_foreground
+from common.frozen import Frozen
 from common.linear import Linear
 from common.machine import multiplies_bfloat16
 
@@ -49,6 +50,7 @@ class DQN(nn.Module):
     ) -> None:
         super().__init__()
         self.in_bfloat16 = bfloat16
+        self._frozen: Frozen | None = None
         self.input_shape, self.n_actions, self.dueling = input_shape, n_actions, dueling
         (channels, kernel, stride), *others = _CONVOLUTIONS[network]
         self.first = nn.Conv2d(input_shape[0], channels, kernel, stride)
@@ -70,12 +72,26 @@ class DQN(nn.Module):
             self.value = nn.Sequential(Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
     def forward(self, obs: Tensor) -> Tensor:
-        features = self.convolve(obs)
-        advantage = self._stream(self.advantage, features)
+        advantage, *value = self._streams(obs)
         if not self.dueling:
             return advantage
-        value = self._stream(self.value, features)
-        return value + advantage - advantage.mean(dim=1, keepdim=True)
+        return value[0] + advantage - advantage.mean(dim=1, keepdim=True)
+
+    def _streams(self, obs: Tensor) -> list[Tensor]:
+        """What the head's give: [B, n_actions] f32 and, dueling, [B, 1] f32. The last layer, small
+        as it is, keeps what tells one action from another."""
+        hidden = self._frozen(obs) if self._frozen and obs.is_cpu else None
+        if hidden is not None:
+            each = hidden.chunk(len(self._heads), dim=1)
+        else:
+            features = self.convolve(obs)
+            with self._rounding(obs.device):
+                each = tuple(F.relu(head[0](features)) for head in self._heads)
+        return [head[-1](units.float()) for head, units in zip(self._heads, each, strict=True)]
+
+    @property
+    def _heads(self) -> list[nn.Sequential]:
+        return [self.advantage, self.value] if self.dueling else [self.advantage]
 
     def convolve(self, obs: Tensor) -> Tensor:
         """[B, STACK, H, W] u8 -> features [B, width] f32 or bf16.
@@ -85,9 +101,7 @@ class DQN(nn.Module):
         weight = self.first.weight / self.pixel_scale
         with self._rounding(obs.device):
             if obs.is_cpu and not torch.compiler.is_compiling():
-                layers: list[Layer] = [(weight, self.first.bias, self.first.stride[0])]
-                others = (layer for layer in self.rest if isinstance(layer, nn.Conv2d))
-                layers += [(layer.weight, layer.bias, layer.stride[0]) for layer in others]
+                layers = [(weight, self.first.bias, self.first.stride[0]), *self._others()]
                 found = convolve_foreground(obs, self.background, layers)
                 if found is not None:
                     return found.flatten(1)
@@ -107,23 +121,21 @@ class DQN(nn.Module):
         background = self.background.to(exact).expand(1, *self.input_shape)
         return obs.to(exact).sub_(background.contiguous(memory_format=layout)).to(factor)
 
-    def _stream(self, layers: nn.Sequential, features: Tensor) -> Tensor:
-        """One of the head's: [B, width] -> [B, n_actions or 1] f32. The last layer, small as it is,
-        keeps what tells one action from another."""
-        *before, last = layers
-        hidden = features
-        with self._rounding(features.device):
-            for layer in before:  # layers[:-1] would build a Sequential in every call
-                hidden = layer(hidden)
-        values: Tensor = last(hidden.float())
-        return values
+    def _others(self) -> list[Layer]:
+        """The convolutions but the first."""
+        layers = (layer for layer in self.rest if isinstance(layer, nn.Conv2d))
+        return [(layer.weight, layer.bias, layer.stride[0]) for layer in layers]
 
     def for_inference(self) -> Self:
-        """The same, never to be trained: the hidden layers' weights, nearly all there are, are
-        rounded when they are loaded instead of in every forward pass."""
+        """The same, never to be trained: what is usual is computed when weights have been loaded,
+        what is not in each forward pass, where that is little. Else the hidden layers' weights,
+        nearly all there are, are rounded when they are loaded and not each time."""
         if self.in_bfloat16:
-            for stream in (self.advantage, self.value) if self.dueling else (self.advantage,):
-                stream[0].to(torch.bfloat16)
+            for head in self._heads:
+                head[0].to(torch.bfloat16)
+        layers = [(self.first.weight, self.first.bias, self.first.stride[0]), *self._others()]
+        hidden = [layer for head in self._heads if isinstance(layer := head[0], nn.Linear)]
+        self._frozen = Frozen(self.background, self.pixel_scale, layers, hidden)
         return self.eval()
 
     def _rounding(self, device: torch.device) -> torch.autocast:

@@ -193,9 +193,9 @@ def test_a_place_differs_where_any_pixel_that_it_sees_does(
     obs = still(background)
     for place in places:
         obs[place] = 88
-    blocks = foreground._blocks(obs.permute(0, 2, 3, 1), background)
+    blocks = foreground.find_blocks(obs.permute(0, 2, 3, 1), background)
     assert blocks is not None
-    rows, _ = foreground._windows(blocks[0], 2, 1)
+    rows, _ = foreground.find_windows(blocks[0], 2, 1)
     changed = (obs != 87).any(dim=1, keepdim=True).float()
     assert torch.equal(torch.from_numpy(rows > 0), F.max_pool2d(changed, 8, 4).squeeze(1) > 0)
 

@@ -4,7 +4,8 @@ Most of a screen looks the same all the time. Less its background it is zero the
 layer sees nothing but zeros, or nothing but what came of them, it gives the same values. So each
 layer is a product of matrices with a row for every place that is not like that, a tenth of them in
 Pong's first layer, and one row for all the others. Values and gradients are those of F.conv2d.
-Under autocast factors are rounded, as F.conv2d's are.
+Under autocast factors are rounded, as F.conv2d's are. `common/frozen.py` goes further, where there
+is no gradient and little to do.
 """
 
 import functools
@@ -76,8 +77,8 @@ def made_of_blocks(screens: Tensor, first: Layer) -> bool:
 def by_blocks(first: Layer) -> Layer:
     """The first layer as one that sees two by two blocks, each byte of a block a channel."""
     weight, bias, _ = first
-    by_blocks = weight.reshape(len(weight), STACK, 2, BLOCK, 2, BLOCK)
-    return by_blocks.permute(0, 3, 5, 1, 2, 4).flatten(1, 3), bias, 1
+    parts = weight.reshape(len(weight), STACK, 2, BLOCK, 2, BLOCK)
+    return parts.permute(0, 3, 5, 1, 2, 4).flatten(1, 3), bias, 1
 
 
 def find_blocks(screens: Tensor, background: Tensor) -> tuple[Array, Array] | None:

@@ -37,6 +37,7 @@ from launch import learner_environment
 GAME = "PongNoFrameskip-v4"
 CALLS = 64  # of step() between two looks at the clock
 GAMES_TRIED, OFTEN_BEST = (1, 2, 4, 8, 16), (8, 16)  # per actor; in the full and the short form
+SHOWN = 100  # env steps whose observations the network is given
 SCRIPTED_STEPS = 1_500  # of each game: some win or lose a whole one
 IDLE_STEPS = 7
 WRAPPED, ACTOR = "one wrapped Pong game, one thread", "a whole actor process"
@@ -101,14 +102,17 @@ def raw(actions: "itertools.cycle[int]") -> Step:
 
 
 def inference_sides(games: int) -> dict[str, Side]:
-    """Greedy actions for a batch of `games` observations, in env steps."""
+    """Greedy actions for what that many games have shown, in env steps."""
     torch.set_num_threads(1)
-    network, rng = network_for(greedy(games)).for_inference(), np.random.default_rng(0)
-    obs = Observations(games).obs
-    obs[:] = rng.integers(256, size=obs.shape, dtype=np.uint8)
+    player, rng = all_joined(greedy(games)), np.random.default_rng(0)
+    shown = []
+    for _ in range(SHOWN):
+        player.step(0.0)
+        shown.append(player.obs.copy(order="K"))
+    turns = itertools.cycle(shown)
 
     def infer() -> int:
-        epsilon_greedy(network, obs, 0.0, rng)
+        epsilon_greedy(player.network, next(turns), 0.0, rng)
         return games
 
     return {"infer": steadily(infer)}

@@ -65,7 +65,7 @@ MOST_GAMES = 1000  # of `eval`, which plays all of them at once
 VERBS = ("train", "eval", "bench", "keys")
 INTERNAL_VERBS = ("learner", "actor")  # the child processes of `train`
 LIBRARIES = frozenset(
-    {"torch", "gymnasium", "ale_py", "cv2", "numpy", "zmq", "msgpack"}
+    {"torch", "gymnasium", "ale_py", "cv2", "numpy", "numba", "llvmlite", "zmq", "msgpack"}
     | {"psutil", "safetensors", "tensorboard"}
 )
 

@@ -19,8 +19,8 @@ ALL = np.uint32(2**32 - 1)  # words of a row
 class Screen:
     """A game's last two screens, and the 84x84 luma of their per-pixel maximum.
 
-    Bit for bit what the wrappers in `actors/env.py` make of them (tests/test_env.py), but where
-    nothing changed nothing is computed again.
+    Bit for bit what the wrappers in `actors/env.py` make of them (on x86-64, where OpenCV rounds
+    each product; tests/test_env.py), but where nothing changed nothing is computed again.
     """
 
     def __init__(self, ale: ale_py.ALEInterface) -> None:
@@ -31,9 +31,9 @@ class Screen:
         self._words = self._now[seen].view(np.uint64)
         self._pair = np.zeros((2, *self._words.shape), np.uint64)
         self._changed = np.full(len(self._words), ALL)  # of each row a bit for each word
-        self._luma = np.zeros((len(self._words), columns), np.float32)
-        self._down = _taps(_area_weights(rows, 110)[18:102, seen])
-        self._across = _taps(_area_weights(columns, 84))
+        self._picture = np.zeros((len(self._words), columns), np.float32)
+        self._down = _taps(_area_weights(rows, 110)[18:102, seen])  # of each row of the frame, ...
+        self._across = _taps(_area_weights(columns, 84))  # ... and of each column
         self._frame = np.zeros(FRAME_SHAPE, np.uint8)
 
         self._palette = np.zeros((256, 3), np.uint8)  # RGB, learned from the emulator
@@ -59,12 +59,12 @@ class Screen:
     def capture_as_both(self) -> None:
         """Takes the emulator's screen for both: there is no second one to take a maximum with."""
         self.capture(0)
-        self.capture(1)
+        self.store(1)
 
     def frame(self) -> np.ndarray:
         """-> [84, 84] u8, fresh."""
-        _renew_luma(self._pair, self._changed, self._luma_of, self._luma)
-        _renew_frame(self._luma, self._changed, *self._down, *self._across, self._frame)
+        _renew_luma(self._pair, self._changed, self._luma_of, self._picture)
+        _renew_frame(self._picture, self._changed, *self._down, *self._across, self._frame)
         self._changed[:] = 0
         return self._frame.copy()
 
@@ -117,20 +117,20 @@ def _take_changes(new: np.ndarray, old: np.ndarray, changed: np.ndarray, known: 
 
 @compiled
 def _renew_luma(
-    pair: np.ndarray, changed: np.ndarray, luma_of: np.ndarray, luma: np.ndarray
+    pair: np.ndarray, changed: np.ndarray, luma_of: np.ndarray, picture: np.ndarray
 ) -> None:
-    """The luma [rows, columns] f32 of what changed in a pair of screens."""
+    """The luma of what changed in a pair of screens -> picture [rows, columns] f32."""
     first, second = pair[0].view(np.uint8), pair[1].view(np.uint8)
     for row in range(len(changed)):
         if changed[row]:
-            for column in range(luma.shape[1]):
+            for column in range(picture.shape[1]):
                 if changed[row] >> np.uint32(column // WORD) & np.uint32(1):
-                    luma[row, column] = luma_of[first[row, column], second[row, column]]
+                    picture[row, column] = luma_of[first[row, column], second[row, column]]
 
 
 @compiled
 def _renew_frame(
-    luma: np.ndarray,
+    picture: np.ndarray,
     changed: np.ndarray,
     first_row: np.ndarray,
     row_weights: np.ndarray,
@@ -153,7 +153,7 @@ def _renew_frame(
                 for i in range(row_weights.shape[1]):
                     along = np.float32(0)
                     for j in range(column_weights.shape[1]):
-                        along += luma[first_row[y] + i, first + j] * column_weights[x, j]
+                        along += picture[first_row[y] + i, first + j] * column_weights[x, j]
                     value += along * row_weights[y, i]
                 frame[y, x] = np.uint8(value)
 

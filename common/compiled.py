@@ -1,22 +1,41 @@
-"""Loops over single numbers, compiled to machine code when they are first called."""
+"""Loops over single numbers, compiled to machine code."""
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
-
-import numba
+from functools import update_wrapper
+from typing import Generic, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function, by Numba: for what would else be dozens of calls of NumPy.
+class compiled(Generic[P, R]):
+    """The same function by Numba, for what would else be dozens of calls of NumPy.
 
-    Arithmetic is in the types of what it is given, in the order in which it stands there, as in C
-    without fast math. Machine code is kept beside the source (or in the user's cache, where that
-    cannot be written to), so only the first process ever waits for the compiler.
+    It is compiled, or what was compiled before is read, when it is first called: a process that
+    never calls it does not even import Numba. Arithmetic is in the types of what is given, in the
+    order in which it stands there, as in C without fast math, and no index is checked. Machine code
+    is kept beside the source, or in the user's cache, as long as the source's file stays as it is;
+    constants of other modules are part of it: who changes one deletes `__pycache__`.
     """
-    try:
-        return cast(Callable[P, R], numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:  # neither can be written to
-        return cast(Callable[P, R], numba.njit(nogil=True)(function))
+
+    def __init__(self, function: Callable[P, R]) -> None:
+        update_wrapper(self, function)
+        self._function = function
+        self._call: Callable[P, R] | None = None
+
+    def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
+        if self._call is None:
+            self._call = self._machine_code(keep=True)
+        try:
+            return self._call(*arguments, **named)
+        except (OSError, EOFError):  # a full disk; a file that was cut short
+            self._call = self._machine_code(keep=False)
+            return self._call(*arguments, **named)
+
+    def _machine_code(self, keep: bool) -> Callable[P, R]:
+        import numba
+
+        try:
+            return cast(Callable[P, R], numba.njit(cache=keep)(self._function))
+        except RuntimeError:  # nowhere to keep it
+            return cast(Callable[P, R], numba.njit(self._function))

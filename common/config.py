@@ -119,8 +119,8 @@ class Config:
     network: Literal["nature", "nips"] = "nips"
     """nips: 16-32 filters, 256 units (Mnih et al. 2013); nature: 32-64-64, 512 (2015)."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the factors in the network's products; sums stay float32. auto: bfloat16 on a CPU that
-    multiplies it natively, TensorFloat-32 in a GPU's convolutions, else float32."""
+    """Of the factors in the products of a network that learns; sums stay float32. auto: bfloat16 on
+    a CPU that multiplies it natively, TensorFloat-32 in a GPU's convolutions, else float32."""
     dueling: bool = False
     """Separate value and advantage streams (Wang et al. 2016)."""
     double: bool = False

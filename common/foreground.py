@@ -28,7 +28,7 @@ FEWEST_SCREENS = 32  # ... and where there are fewer
 # oneDNN compiles one in bfloat16 anew for every number of rows that it has not met, which took a
 # third of an update (docs/performance.md, "What was tried").
 ROWS = 64
-PIXEL = np.uint32  # all STACK bytes of a pixel
+PIXEL = np.uint32  # what it is in each frame of a stack, the oldest in the lowest byte
 Layer = tuple[Tensor, Tensor | None, int]  # weight, bias, stride
 # rows: [B, H, W] i64, of each place its row among a layer's values [R, C]; row 0 stands for all
 # that do not differ.
@@ -86,7 +86,7 @@ def find_blocks(screens: Tensor, background: Tensor) -> tuple[Array, Array] | No
     their background [R, BLOCK * BLOCK * STACK] i16. None where too many differ."""
     images, height, width, _ = screens.shape
     rows = np.empty((images, height // BLOCK, width // BLOCK), np.int64)
-    most = int(LARGEST_SHARE * rows.size)  # as many places of the first layer see one of them
+    most = int(LARGEST_SHARE * rows.size)  # about as many places of the first layer see one
     less = np.empty((1 + most, BLOCK * BLOCK * STACK), np.int16)
     pixels = screens.flatten(2).numpy().view(PIXEL)
     count = _number_blocks(pixels, background.numpy().astype(np.uint8), rows, less)

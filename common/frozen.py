@@ -23,14 +23,15 @@ from common.foreground import (
     made_of_blocks,
 )
 
-AT_ONCE = 4  # products per sum: the sums wait for each other, the products do not
+AT_ONCE = 4  # products per sum, as many as `_product` names: a sum waits for the one before
 
 
 class Frozen:
     """Convolutions and the first fully connected layer of a network as it is, each with its ReLU.
 
     layers: as in `convolve_foreground`; scale: divides the weights of the first; hidden: one layer
-    or more that see all that the last convolution gives. All tensors may be written to meanwhile.
+    or more that see all that the last convolution gives. What is written into their tensors counts
+    from the next call on.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Frozen:
         many, or so much differs, that a library is faster, or where `obs` do not lie as
         `convolve_foreground` needs them."""
         screens = obs.permute(0, 2, 3, 1)
-        few = len(obs) < FEWEST_SCREENS
+        few = 0 < len(obs) < FEWEST_SCREENS
         if not (few and screens.is_contiguous() and made_of_blocks(screens, self._convolutions[0])):
             return None
         if (found := find_blocks(screens, self._background)) is None:

@@ -33,7 +33,7 @@ class DQN(nn.Module):
     """Action values of stacked frames.
 
     input_shape: (STACK, height, width); n_actions: size of the output; bfloat16: round the factors
-    of every layer but the last.
+    of every layer but the last (`for_inference`: of few observations the hidden weights only).
     forward: obs [B, *input_shape] u8 -> q [B, n_actions] f32.
     """
 
@@ -80,7 +80,8 @@ class DQN(nn.Module):
     def _streams(self, obs: Tensor) -> list[Tensor]:
         """What the head's give: [B, n_actions] f32 and, dueling, [B, 1] f32. The last layer, small
         as it is, keeps what tells one action from another."""
-        hidden = self._frozen(obs) if self._frozen and obs.is_cpu else None
+        by_loops = self._frozen and obs.is_cpu and not torch.compiler.is_compiling()
+        hidden = self._frozen(obs) if self._frozen and by_loops else None
         if hidden is not None:
             each = hidden.chunk(len(self._heads), dim=1)
         else:

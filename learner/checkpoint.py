@@ -37,16 +37,19 @@ from torch import Tensor
 from common.errors import Mismatch, NoCheckpoint
 from common.machine import cores
 from learner.replay import Replay, StoredChunk
-from learner.segments import SEGMENT_CHUNKS, load_segments, pack_live, segment_name, segment_range
+from learner.segments import (
+    SEGMENT_CHUNKS,
+    Damaged,
+    load_segments,
+    pack_live,
+    segment_name,
+    segment_range,
+)
 from learner.state_json import from_json, to_json
 
 FORMAT = 10  # of state.json
 _REPLACED = "-replaced"
 _ASIDE = "unused-"  # before the name of a checkpoint that a resumed run did not go on from
-
-
-class Damaged(RuntimeError):
-    """A checkpoint does not verify. Carries one sentence."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Proportional prioritized sampling (Schaul et al. 2016) behind the replay's Sampler interface."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,10 @@ class SumTree:
         """Leaf in whose share of [0, total), which is not empty, each prefix sum falls; from total
         on the last of them.
 
-        prefix_sums: [B] f64 -> [B] i64.
+        prefix_sums: [B] f64 -> [B] i64. Raises ValueError when there is nothing to find.
         """
+        if len(prefix_sums) and not 0.0 < self.total < math.inf:
+            raise ValueError(f"the priorities add up to {self.total}, expected a positive number")
         found = np.zeros(len(prefix_sums), np.int64)
         _descend(self.nodes, self._levels, prefix_sums.copy(), found)
         return found

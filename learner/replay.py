@@ -17,11 +17,11 @@ from torch import Tensor
 from common.compiled import compiled
 from common.config import FRAME_SHAPE, STACK, Config
 from common.errors import ConfigError
+from common.foreground import PIXEL
 from common.messages import TRANSITION_DTYPE, Chunk, Spec
 
 FRAME_BYTES = FRAME_SHAPE[0] * FRAME_SHAPE[1]
 FRAMES = np.arange(STACK)  # of a stack, from its first one on
-PIXEL = np.uint32  # holds what it was in each frame of a stack: a byte each, the oldest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +257,7 @@ def _gather(frames: np.ndarray, starts: np.ndarray, stacks: np.ndarray) -> None:
     """[F, FRAME_BYTES] u8 -> stacks [N, FRAME_BYTES] PIXEL, those that begin at frames `starts`."""
     for i in range(len(starts)):
         start = starts[i]
-        for pixel in range(FRAME_BYTES):
+        for pixel in range(frames.shape[1]):
             stack = PIXEL(0)
             for j in range(STACK):
                 stack |= PIXEL(frames[start + j, pixel]) << PIXEL(8 * j)

@@ -12,12 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from common.config import FRAME_SHAPE
+from common.config import FRAME_SHAPE, STACK
 from common.messages import TRANSITION_DTYPE, Chunk
 from learner.replay import Replay, StoredChunk
 
 SEGMENT_CHUNKS = 64  # at most
 _LAYOUT_DTYPE = np.dtype("<i8")
+
+
+class Damaged(RuntimeError):
+    """A checkpoint does not verify. Carries one sentence."""
 
 
 def segment_name(chunks: list[StoredChunk]) -> str:
@@ -53,7 +57,10 @@ def _pack_segment(replay: Replay, chunks: list[StoredChunk]) -> bytes:
 
 
 def load_segments(path: Path, replay: Replay, first_live_id: int) -> None:
-    """A copied segment may begin with chunks that were evicted since: they are passed over."""
+    """A copied segment may begin with chunks that were evicted since: they are passed over.
+
+    Raises Damaged when it was written by something else.
+    """
     for segment in sorted(path.glob("replay-*.z")):
         raw = memoryview(zlib.decompress(segment.read_bytes()))
         count, at = int.from_bytes(raw[:8], "little"), 8
@@ -66,5 +73,8 @@ def load_segments(path: Path, replay: Replay, first_live_id: int) -> None:
             frames = np.frombuffer(raw, np.uint8, size, at).reshape(frame_count, *FRAME_SHAPE)
             at += size
             stored = StoredChunk(first_id, length, frame_start, frame_count)
+            spans = transitions["span"].astype(np.int64)
+            if STACK + (np.arange(length) + spans).max(initial=0) > frame_count:
+                raise Damaged(f"{segment.name} has a transition whose frames it has not")
             if first_id >= first_live_id:
                 replay.restore(stored, Chunk(frames, transitions, -1))

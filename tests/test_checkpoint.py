@@ -83,6 +83,19 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     assert restored._head == replay._head
 
 
+def test_a_checkpoint_whose_transitions_reach_beyond_their_frames_is_not_used(
+    tmp_path: Path,
+) -> None:
+    replay, said = make_replay(chunks=5), list[str]()
+    save(tmp_path, replay, 100)
+    replay.add(chunk_of_more(0))
+    replay.transitions["span"][replay.end_id - 1] += 1  # as nothing that arrives may be
+    save(tmp_path, replay, 200)
+    tensors, _ = load(tmp_path, make_replay(), said.append)
+    assert torch.equal(tensors["online.w"], torch.arange(5.0) + 100)
+    assert "has a transition whose frames it has not" in said[0]
+
+
 def test_segments_are_compressed_once_and_old_checkpoints_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

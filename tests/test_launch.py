@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from common.errors import GOODBYE
 from common.lifeline import Heartbeats
 from common.network import network_for
 from common.policy_file import save_policy
-from launch import main
+from launch import LIBRARIES, main
 from tests.builders import CATCH, config
 from tests.running import (
     ROOT,
@@ -381,6 +382,13 @@ def test_a_learner_that_is_signalled_itself_saves(tmp_path: Path, signum: signal
     assert process.returncode == 130, output
     assert list((tmp_path / "checkpoints").glob("step-*"))
     assert "Go on with" in output
+
+
+def test_a_library_that_is_required_is_known_where_it_is_missing() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {re.split("[<>=]", library)[0] for library in project["dependencies"]}
+    modules = {"opencv-python": "cv2", "pyzmq": "zmq"}
+    assert {modules.get(name, name.replace("-", "_")) for name in required} <= LIBRARIES
 
 
 def test_training_that_diverges_ends_with_advice_and_not_with_a_traceback(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The sum tree against plain arithmetic, the sampler against its definition."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -63,6 +64,14 @@ def test_however_sums_round_no_draw_ends_at_an_empty_leaf(capacity: int, seed: i
     ends = np.append(priorities.cumsum(), tree.total)
     draws = np.concatenate([ends, np.nextafter(ends, 0), np.nextafter(ends, np.inf)])
     assert (tree.get(tree.find(draws)) > 0).all()
+
+
+@pytest.mark.parametrize("priority", [0.0, np.nan, np.inf])
+def test_nothing_is_found_where_priorities_do_not_add_up_to_a_number(priority: float) -> None:
+    tree = SumTree(100)
+    tree.set(np.array([7]), np.array([priority]))
+    with pytest.raises(ValueError, match="the priorities add up to"):
+        tree.find(np.zeros(1))
 
 
 def test_each_draw_comes_from_its_own_equal_share_of_the_total() -> None:

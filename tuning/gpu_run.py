@@ -79,12 +79,16 @@ FEWEST_SECONDS = 10.0  # a run that would get less is left out
 FACTS = """
 import msgpack, numpy as np, platform, safetensors, torch, torch.utils.tensorboard, zmq
 from actors.game import make_game
+from common.network import network_for
+from common.presets import make_config
 from learner.prioritized import SumTree
 game = make_game("PongNoFrameskip-v4")
 game.reset(seed=0)
 for _ in range(10):
     game.step(0)
     game.frame()
+network = network_for(make_config("pong", n_actions=6)).for_inference()
+network(torch.zeros(1, 84, 84, 4, dtype=torch.uint8).permute(0, 3, 1, 2))
 tree = SumTree(100)
 tree.set(np.arange(100), np.ones(100))
 tree.find(np.zeros(1))
@@ -178,7 +182,8 @@ class Session:
             raise ConfigError(f"{self.out} is not empty: the report goes into a folder of its own.")
 
     def require_gpu(self, cpu: bool) -> None:
-        """Raises ConfigError when there is no working torch, or no GPU where one is asked for."""
+        """Raises ConfigError when there is no working torch or Numba, or no GPU where one is asked
+        for."""
         command = [sys.executable, "-c", FACTS]
         try:
             facts = subprocess.run(

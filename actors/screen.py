@@ -40,7 +40,10 @@ class Screen:
         self._known = np.zeros(256, np.bool_)  # the indices learned
         self._luma_of = np.zeros((256, 256), np.float32)  # of the RGB maximum of two indices
         self._learn()
-        self.capture_as_both()
+        ale.getScreen(self._now)
+        self._pair[:] = (
+            self._words
+        )  # no call of a compiled loop: whoever only asks needs no compiler
 
     def fetch(self) -> None:
         """Takes the emulator's screen in case the game ends on the next one."""

@@ -8,6 +8,7 @@ import torch
 
 from actors.player import Player
 from common.address import connect_endpoint
+from common.compiled import load_compiler
 from common.config import PLAY, Config
 from common.console import say
 from common.dealer import ActorEndpoint, LearnerGone
@@ -32,6 +33,7 @@ def run_actor(
     address = connect_endpoint(config, run_dir)
     endpoint = ActorEndpoint(config, address, actor_id, size, keys, on_wait=beat)
     try:
+        load_compiler()  # while the learner begins
         endpoint.handshake()
         player = Player(config, life_seed(config, actor_id, incarnation, endpoint.env_steps))
         first = endpoint.first_weights()  # a resumed run must not start over with a random network

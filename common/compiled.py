@@ -39,3 +39,13 @@ class compiled(Generic[P, R]):
             return cast(Callable[P, R], numba.njit(cache=keep)(self._function))
         except RuntimeError:  # nowhere to keep it
             return cast(Callable[P, R], numba.njit(self._function))
+
+
+def load_compiler() -> None:
+    """Takes half a second, which a process may have to spare before it calls anything compiled."""
+    _nothing()
+
+
+@compiled
+def _nothing() -> None:
+    pass

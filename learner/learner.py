@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from common.address import endpoint
+from common.compiled import load_compiler
 from common.config import OF_CHECKPOINTS, SAMPLING, Config
 from common.console import say
 from common.errors import INTERRUPTED, ConfigError, Mismatch
@@ -314,6 +315,7 @@ def run_learner(
         transport.publish(learner.weights())
         transport.set_insert_limit(learner.insert_limit(), learner.inserted)
         transport.start(learner.inserted)
+        load_compiler()  # while actors begin
         reason = learn(learner, transport, stop, beat, call_late_actors)
     except TransportDied:  # what was learned until then is whole
         save_last(learner, beat)

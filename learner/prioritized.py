@@ -104,7 +104,6 @@ class PrioritizedSampler:
     def __init__(self, capacity: int, alpha: float, beta: float, rng: np.random.Generator) -> None:
         self.capacity, self.alpha, self.beta, self.rng = capacity, alpha, beta, rng
         self.tree = SumTree(capacity)
-        self.tree.set(np.arange(0), np.zeros(0))  # has Numba loaded now, not by the first update
         self.max_priority = 1.0
 
     def added(self, first_id: int, end_id: int) -> None:

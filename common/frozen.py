@@ -2,8 +2,9 @@
 
 Of the background itself each layer makes the same every time: that is computed once. A place where
 it does not gives the usual value and, for everything that it sees and that is not the usual either,
-the difference times its weight. In Pong that leaves a hundredth of the products of F.conv2d and
-F.linear, too few to be worth a library's while: a compiled loop adds them up, in float32.
+the difference times its weight. In Pong that leaves some three in a hundred of the products of
+F.conv2d and F.linear, too few to be worth a library's while: a compiled loop adds them up, in
+float32.
 """
 
 from collections.abc import Sequence

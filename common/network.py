@@ -78,10 +78,11 @@ class DQN(nn.Module):
         return value[0] + advantage - advantage.mean(dim=1, keepdim=True)
 
     def _streams(self, obs: Tensor) -> list[Tensor]:
-        """What the head's give: [B, n_actions] f32 and, dueling, [B, 1] f32. The last layer, small
+        """What the heads give: [B, n_actions] f32 and, dueling, [B, 1] f32. The last layer, small
         as it is, keeps what tells one action from another."""
-        by_loops = self._frozen and obs.is_cpu and not torch.compiler.is_compiling()
-        hidden = self._frozen(obs) if self._frozen and by_loops else None
+        hidden: Tensor | None = None
+        if self._frozen and obs.is_cpu and not torch.compiler.is_compiling():
+            hidden = self._frozen(obs)
         if hidden is not None:
             each = hidden.chunk(len(self._heads), dim=1)
         else:

@@ -1,8 +1,11 @@
-"""Small things that many tests need: configurations, chunks whose every frame can be read back."""
+"""Small things that many tests need: configurations, chunks whose every frame can be read back,
+screens that differ from a background."""
 
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from common.config import FRAME_SHAPE, STACK, Config
 from common.messages import TRANSITION_DTYPE, Chunk, Spec
@@ -53,3 +56,20 @@ def chunk_of(spec: Spec, length: int, first_stamp: int, terminal: bool = False) 
     count = STACK + int((np.arange(length) + transitions["span"]).max())
     frames = np.stack([stamped(first_stamp + i) for i in range(count)])
     return Chunk(frames, transitions, policy_version=0)
+
+
+def still_screens(background: Tensor, count: int) -> Tensor:
+    """Observations that show nothing but the background [H, W], channels last."""
+    obs = background.to(torch.uint8).expand(count, STACK, *background.shape)
+    return obs.contiguous(memory_format=torch.channels_last)
+
+
+def busy_screens(background: Tensor, count: int) -> Tensor:
+    """Sprites in the middle and over all four edges, pixels in the corners, one still screen."""
+    obs = still_screens(background, count)
+    for image in range(1, count):
+        for _ in range(3):
+            y, x = torch.randint(-3, 84, (2,)).tolist()
+            obs[image, image % STACK, max(y, 0) : y + 5, max(x, 0) : x + 3] += 100
+        obs[image, :, 83 * (image % 2), 83 * (image // 2 % 2)] += 1
+    return obs

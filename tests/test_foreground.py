@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import common.foreground as foreground
 from common.foreground import FEWEST_SCREENS, LARGEST_SHARE, ROWS, convolve_foreground, pays_here
 from common.network import DQN
+from tests.builders import busy_screens, still_screens
 
 SHAPE = (32, 4, 84, 84)
 Layers = list[tuple[Tensor, Tensor, int]]  # as Layer, with a bias
@@ -22,23 +23,6 @@ def _it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def backdrop() -> Tensor:
     return torch.randint(0, 256, (84, 84)).float()
-
-
-def still(background: Tensor, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    """Observations that show nothing but the background, channels last."""
-    obs = background.to(torch.uint8).expand(shape)
-    return obs.contiguous(memory_format=torch.channels_last)
-
-
-def busy(background: Tensor) -> Tensor:
-    """Sprites in the middle and over all four edges, pixels in the corners, one still screen."""
-    obs = still(background)
-    for image in range(1, len(obs)):
-        for _ in range(3):
-            y, x = torch.randint(-3, 84, (2,)).tolist()
-            obs[image, image % 4, max(y, 0) : y + 5, max(x, 0) : x + 3] += 100
-        obs[image, :, 83 * (image % 2), 83 * (image // 2 % 2)] += 1
-    return obs
 
 
 def layers_of(network: str) -> Layers:
@@ -71,7 +55,7 @@ def rounding() -> torch.autocast:
 @pytest.mark.parametrize("network", ["nips", "nature"])
 def test_values_and_gradients_are_those_of_convolutions_everywhere(network: str) -> None:
     background = backdrop()
-    obs, layers = busy(background), layers_of(network)
+    obs, layers = busy_screens(background, SHAPE[0]), layers_of(network)
     ours, exact = leaves(layers, torch.float32), leaves(layers, torch.float64)
     found = convolve_foreground(obs, background, [*ours])
     assert found is not None
@@ -91,7 +75,7 @@ def test_values_and_gradients_are_those_of_convolutions_everywhere(network: str)
 @pytest.mark.parametrize("network", ["nips", "nature"])
 def test_in_bfloat16_they_are_as_exact_as_those_of_convolutions_in_bfloat16(network: str) -> None:
     background = backdrop()
-    obs, layers = busy(background), layers_of(network)
+    obs, layers = busy_screens(background, SHAPE[0]), layers_of(network)
     ours, theirs = (leaves(layers, torch.float32) for _ in range(2))
     exact = leaves(layers, torch.float64)
     with rounding():
@@ -125,7 +109,9 @@ def test_in_bfloat16_gradients_of_all_places_that_do_not_differ_are_added_up_exa
     with torch.no_grad():
         bias.fill_(1.0)
     with rounding():
-        found = convolve_foreground(still(background), background, [(weight, bias, stride)])
+        found = convolve_foreground(
+            still_screens(background, SHAPE[0]), background, [(weight, bias, stride)]
+        )
     assert found is not None
     found.sum().backward()  # type: ignore[no-untyped-call]
     assert bias.grad is not None
@@ -149,7 +135,11 @@ def rows_multiplied(monkeypatch: pytest.MonkeyPatch, obs: Tensor, background: Te
 def test_a_still_screen_takes_one_row_of_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreground, "ROWS", 1)
     background = backdrop()
-    assert rows_multiplied(monkeypatch, still(background), background) == [1, 1, 1]
+    assert rows_multiplied(monkeypatch, still_screens(background, SHAPE[0]), background) == [
+        1,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +154,7 @@ def test_one_pixel_takes_a_row_for_each_place_that_sees_it(
 ) -> None:
     monkeypatch.setattr(foreground, "ROWS", 1)
     background = backdrop()
-    obs = still(background)
+    obs = still_screens(background, SHAPE[0])
     obs[5, 2, y, x] += 1
     network = layers_of("nature")
     seen = torch.zeros(1, 1, 84, 84)
@@ -179,7 +169,9 @@ def test_one_pixel_takes_a_row_for_each_place_that_sees_it(
 def test_products_have_few_different_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     background = backdrop()
     found = {
-        n for _ in range(5) for n in rows_multiplied(monkeypatch, busy(background), background)
+        n
+        for _ in range(5)
+        for n in rows_multiplied(monkeypatch, busy_screens(background, SHAPE[0]), background)
     }
     assert all(n % ROWS == 0 for n in found)
     assert max(found) > ROWS
@@ -190,7 +182,7 @@ def test_a_place_differs_where_any_pixel_that_it_sees_does(
     places: list[tuple[int, int, int, int]],
 ) -> None:
     background = torch.full((84, 84), 87.0)
-    obs = still(background)
+    obs = still_screens(background, SHAPE[0])
     for place in places:
         obs[place] = 88
     blocks = foreground.find_blocks(obs.permute(0, 2, 3, 1), background)
@@ -202,7 +194,7 @@ def test_a_place_differs_where_any_pixel_that_it_sees_does(
 
 def test_it_is_left_to_conv2d_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     background, layers = backdrop(), [*layers_of("nips")]
-    obs = still(background)
+    obs = still_screens(background, SHAPE[0])
     assert convolve_foreground(obs, background, layers) is not None
     assert convolve_foreground(obs[:FEWEST_SCREENS], background, layers) is not None
     assert convolve_foreground(obs[: FEWEST_SCREENS - 1], background, layers) is None  # too few
@@ -212,16 +204,18 @@ def test_it_is_left_to_conv2d_where_that_is_faster(monkeypatch: pytest.MonkeyPat
     assert convolve_foreground(obs, background, layers) is not None
     obs[:, 0, : lines + 8] += 1
     assert convolve_foreground(obs, background, layers) is None  # too much differs
-    dots = still(background)
+    dots = still_screens(background, SHAPE[0])
     dots[:, :, ::12, ::12] += 1  # a ninth of the blocks, which four ninths of the places see
     assert convolve_foreground(dots, background, layers) is None
     (weight, bias, _), *others = layers
     wider = [(weight, bias, 8), *others]
-    assert convolve_foreground(still(background), background, wider) is None  # other blocks
-    odd = still(torch.zeros(86, 84), (SHAPE[0], 4, 86, 84))
+    assert (
+        convolve_foreground(still_screens(background, SHAPE[0]), background, wider) is None
+    )  # other blocks
+    odd = still_screens(torch.zeros(86, 84), SHAPE[0])
     assert convolve_foreground(odd, torch.zeros(86, 84), layers) is None  # no whole blocks
     monkeypatch.setattr(foreground, "pays_here", lambda factor: False)
-    assert convolve_foreground(still(background), background, layers) is None
+    assert convolve_foreground(still_screens(background, SHAPE[0]), background, layers) is None
 
 
 @pytest.mark.parametrize(
@@ -245,7 +239,7 @@ def test_a_network_gives_the_same_values_either_way(
     frames = torch.full((100, 84, 84), 87, dtype=torch.uint8)
     frames[:40, 10:20, 10:20] = 236
     network.standardize(frames)
-    obs = busy(network.background)
+    obs = busy_screens(network.background, SHAPE[0])
     calls: list[Tensor | None] = []
 
     def noted(*arguments: object) -> Tensor | None:

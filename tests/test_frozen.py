@@ -9,6 +9,7 @@ from torch import Tensor
 import common.frozen
 from common.foreground import FEWEST_SCREENS, LARGEST_SHARE
 from common.network import DQN, load_state_vector, state_vector
+from tests.builders import busy_screens
 
 SCREENS = 5
 
@@ -42,15 +43,7 @@ def standardized(network: str = "nips", dueling: bool = False, bfloat16: bool = 
 
 
 def busy(network: DQN, count: int = SCREENS) -> Tensor:
-    """Sprites in the middle and over all four edges, pixels in the corners, one still screen."""
-    obs = network.background.to(torch.uint8).expand(count, 4, 84, 84)
-    obs = obs.contiguous(memory_format=torch.channels_last)
-    for image in range(1, count):
-        for _ in range(4):
-            y, x = torch.randint(-3, 84, (2,)).tolist()
-            obs[image, image % 4, max(y, 0) : y + 5, max(x, 0) : x + 3] += 100
-        obs[image, :, 83 * (image % 2), 83 * (image // 2 % 2)] += 1
-    return obs
+    return busy_screens(network.background, count)
 
 
 def playing(network: str, learns: DQN, bfloat16: bool = False) -> DQN:

@@ -111,6 +111,7 @@ def test_a_network_for_playing_gives_the_very_values_of_the_one_that_learns(
     learns.standardize(torch.randint(0, 256, (50, 84, 84), dtype=torch.uint8))
     load_state_vector(plays.for_inference(), state_vector(learns))
     obs = torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8)  # all of it differs
+    obs = obs.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         assert torch.equal(learns(obs), plays(obs))
 

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import torch
 
-from actors.game import AtariGame, Game, game_for, game_seed
+from actors.game import NOOP, Game, game_for, game_seed, idle_env_steps
 from actors.observations import Observations
 from actors.policy import epsilon_greedy
 from common.config import EVALUATION
@@ -36,12 +36,10 @@ def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
         running.append(game)
     scores = np.zeros(games)
     alive = np.arange(games)
-    idle_env_steps = rng.integers(MAX_IDLE_ENV_STEPS + 1, size=games)
-    if not isinstance(running[0], AtariGame):
-        idle_env_steps[:] = 0
+    idle = np.array([idle_env_steps(game, MAX_IDLE_ENV_STEPS, rng) for game in running])
     for env_step in itertools.count():
         actions = epsilon_greedy(policy.network, seen.obs[alive], 0.0, rng)
-        actions[env_step < idle_env_steps[alive]] = 0
+        actions[env_step < idle[alive]] = NOOP
         playing = [(i, running[i]) for i in alive.tolist()]
         steps = [g.step(a) for (_, g), a in zip(playing, actions.tolist(), strict=True)]
         over = []

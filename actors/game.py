@@ -23,6 +23,7 @@ from actors.screen import Screen
 from common.config import FRAME_SHAPE, Config
 from common.errors import ConfigError, Mismatch
 
+NOOP = 0  # Atari's action of doing nothing
 STICKIEST_FRAMES = 30  # after so many of one action an emulator that repeats one in four has it
 
 
@@ -113,6 +114,12 @@ def game_for(config: Config, seed: int) -> Game:
             f"{config.n_actions}: it was made with another game of this name."
         )
     return game
+
+
+def idle_env_steps(game: Game, most: int, rng: np.random.Generator) -> int:
+    """How many env steps of NOOP a game is to begin with: 0 to `most`; none where it is not Atari,
+    as action 0 may be a move there."""
+    return int(rng.integers(most + 1)) if isinstance(game, AtariGame) and most else 0
 
 
 def game_seed(sequence: np.random.SeedSequence) -> int:

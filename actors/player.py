@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from actors.accumulator import Accumulator
-from actors.game import Game, Step, game_for, game_seed
+from actors.game import NOOP, Game, Step, game_for, game_seed, idle_env_steps
 from actors.observations import Observations
 from actors.policy import epsilon_greedy
 from common.config import Config
@@ -39,6 +39,7 @@ class Player:
         self._observations = Observations(config.games_per_actor)
         self.first_game_steps = 0
         self.lengths: list[int] = []  # of the games in progress
+        self._idle: list[int] = []  # env steps for which each of them still does nothing
         self._over: collections.deque[EpisodeStats] = collections.deque()  # not yet reported
         self._join()
 
@@ -62,6 +63,8 @@ class Player:
         chunks: list[Chunk] = []
         with self.timings.section("play"):
             for i, action in enumerate(actions):
+                if self._idle[i]:
+                    self._idle[i], action = self._idle[i] - 1, NOOP
                 chunks += self._enter(i, action, self.games[i].step(action))
         return chunks
 
@@ -97,12 +100,15 @@ class Player:
         self.games.append(game_for(config, self._game_seeds[i]))
         self.accumulators.append(Accumulator(Spec.of(config)))
         self.lengths.append(0)
+        self._idle.append(0)
         self._begin(i, self._game_seeds[i])
 
     def _begin(self, i: int, seed: int | None = None) -> None:
         frame = self.games[i].reset(seed)
         self._observations.begin(i, frame)
         self.accumulators[i].begin(frame)
+        if seed is not None or self.games[i].scores:  # a whole game, not the next of its lives
+            self._idle[i] = idle_env_steps(self.games[i], self.config.idle_max, self.rng)
 
     def close(self) -> None:
         for game in self.games:
@@ -117,6 +123,7 @@ class Player:
             "obs": self.obs.tobytes(),
             "first_game_steps": self.first_game_steps,
             "lengths": list(self.lengths),
+            "idle": list(self._idle),
             "over": [dataclasses.astuple(stats) for stats in self._over],
             "weights_version": self.weights_version,
         }
@@ -132,6 +139,7 @@ class Player:
         self.obs[:] = np.frombuffer(state["obs"], np.uint8).reshape(self.obs.shape)
         self.first_game_steps = state["first_game_steps"]
         self.lengths = list(state["lengths"])
+        self._idle = list(state["idle"])
         self._over = collections.deque(EpisodeStats(*stats) for stats in state["over"])
         self.weights_version = state["weights_version"]
 

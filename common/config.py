@@ -79,6 +79,9 @@ class Config:
     """Env steps of all actors in which epsilon falls by 1, down to epsilon_final."""
     epsilon_ladder: bool = False
     """Give actor i of N a constant epsilon of its own: 0.4^(1 + 7 i / (N - 1)), as Ape-X does."""
+    idle_max: int = 30
+    """Do nothing for 0 to so many env steps when an Atari game begins, as `launch.py eval` does, or
+    all games of a policy that hardly explores would be nearly the same one."""
     n_step: int = 5
     """Rewards summed before bootstrapping."""
     gamma: float = 0.99
@@ -371,7 +374,7 @@ _RANGES: list[tuple[str, float, float]] = [
     ("actors actors_mastered", 0, 4096),
     ("envs_per_actor", 1, 1024),
     ("seed", 0, 2**31 - 1),
-    ("noop_max", 0, 10_000),
+    ("noop_max idle_max", 0, 10_000),
     ("max_env_steps max_minutes", 0, 1e12),
     ("n_actions frames_per_env_step", 0, 256),
     ("epsilon_start epsilon_final gamma priority_alpha priority_beta", 0, 1),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from actors.game import GymGame
+from actors.evaluator import MAX_IDLE_ENV_STEPS
+from actors.game import NOOP, AtariGame, GymGame, Step
 from actors.player import Player
 from actors.policy import epsilon_greedy
 from common.errors import Mismatch
@@ -175,3 +176,66 @@ def test_each_row_acts_at_random_with_probability_epsilon_and_else_as_its_own_va
 def test_a_game_with_other_actions_than_the_configuration_says_so() -> None:
     with pytest.raises(Mismatch, match="Catch-v0 has 3 actions here, the configuration says 6"):
         Player(config(n_actions=6), [1])
+
+
+def always_two(network: Any, obs: np.ndarray, *_: Any) -> np.ndarray:
+    return np.full(len(obs), 2)
+
+
+def test_atari_games_begin_with_idle_steps_of_their_own_and_only_a_new_game_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three games of four lives each, 100 env steps a life."""
+    monkeypatch.setattr("actors.player.epsilon_greedy", always_two)
+    actions: list[int] = []
+    lives = itertools.cycle([False, False, False, True])
+
+    def step(self: AtariGame, action: int) -> Step:
+        actions.append(action)
+        if len(actions) % 100:
+            return Step(0.0, False, False, False)
+        game_over = next(lives)
+        if game_over:
+            self.scores.append(0.0)
+        return Step(0.0, True, False, game_over)
+
+    settings = config(env="BreakoutNoFrameskip-v4", n_actions=4, envs_per_actor=1, idle_max=30)
+    playing = Player(settings, [1])
+    monkeypatch.setattr(AtariGame, "reset", lambda self, seed=None: self.frame())
+    monkeypatch.setattr(AtariGame, "step", step)
+    for _ in range(1_200):
+        playing.step(0.0)
+    episodes = [actions[i : i + 100] for i in range(0, 1_200, 100)]
+    idle = [episode.count(NOOP) for episode in episodes]
+    for episode, count in zip(episodes, idle, strict=True):
+        assert episode == [NOOP] * count + [2] * (100 - count)
+    of_games, of_lives = idle[::4], [n for i, n in enumerate(idle) if i % 4]
+    assert max(of_games) <= 30 and len(set(of_games)) > 1
+    assert set(of_lives) == {0}
+
+
+def test_a_game_that_is_not_atari_is_played_from_its_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("actors.player.epsilon_greedy", always_two)
+    playing = Player(config(envs_per_actor=1, chunk_transitions=CHUNK, idle_max=30), [1])
+    chunks = [chunk for _ in range(150) for chunk in playing.step(0.0)]  # a game has 60 env steps
+    assert {int(a) for chunk in chunks for a in chunk.transitions["action"]} == {2}
+
+
+def test_training_games_begin_as_greedy_games_do() -> None:
+    """Or the scores of the one say little about those of the other."""
+    assert config().idle_max == MAX_IDLE_ENV_STEPS
+
+
+def test_a_game_saved_while_it_idles_goes_on_idling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.player.epsilon_greedy", always_two)
+    monkeypatch.setattr("actors.player.idle_env_steps", lambda *_: 20)
+    settings = config(envs_per_actor=1, chunk_transitions=CHUNK, n_step=1)
+    straight, resumed = Player(settings, [1]), Player(settings, [1])
+    for _ in range(7):
+        straight.step(0.0)
+    resumed.load_state_dict(straight.state_dict())
+    chunks = [chunk for _ in range(40) for chunk in resumed.step(0.0)]
+    actions = [int(a) for chunk in chunks for a in chunk.transitions["action"]]
+    assert actions[:32] == [NOOP] * 20 + [2] * 12

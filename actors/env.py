@@ -11,8 +11,8 @@ from __future__ import annotations
 import collections
 import copy
 import difflib
+import functools
 import warnings
-from functools import partial
 from typing import Any
 
 import ale_py
@@ -25,19 +25,8 @@ from gymnasium.wrappers import OrderEnforcing, TimeLimit
 
 from common.errors import ConfigError
 
-try:
-    import cv2
-except ImportError as error:
-    if ".so" not in str(error):  # not installed at all
-        raise
-    raise ConfigError(
-        f"OpenCV lacks a system library ({error}): on Debian and Ubuntu `apt-get install libgl1 "
-        "libglib2.0-0 libxcb1` brings them, or replace opencv-python by opencv-python-headless."
-    ) from None
-
 gymnasium.register_envs(ale_py)
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # before the first emulator: no banner
-cv2.setNumThreads(0)  # an actor is one thread; the images are too small for a pool to pay
 
 Env = gymnasium.Env[Any, Any]
 Reset = tuple[Any, dict[str, Any]]
@@ -222,8 +211,26 @@ def luma(rgb: np.ndarray) -> np.ndarray:
 
 def shrink(img: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """[h, w] float32 -> [rows, columns] float32, each pixel the mean of the area it covers."""
+    cv2 = load_opencv()
     resized: np.ndarray = cv2.resize(img, (columns, rows), interpolation=cv2.INTER_AREA)
     return resized
+
+
+@functools.cache
+def load_opencv() -> Any:
+    """cv2, which takes 50 ms to import, and which nobody but these wrappers needs."""
+    try:
+        import cv2
+    except ImportError as error:
+        if ".so" not in str(error):  # not installed at all
+            raise
+        raise ConfigError(
+            f"OpenCV lacks a system library ({error}): on Debian and Ubuntu `apt-get install "
+            "libgl1 libglib2.0-0 libxcb1` brings them, or replace opencv-python by "
+            "opencv-python-headless."
+        ) from None
+    cv2.setNumThreads(0)  # the images are too small for a pool to pay
+    return cv2
 
 
 def check_screen(shape: tuple[int, ...] | None) -> None:
@@ -313,7 +320,7 @@ def _seeded(env_id: str, seed: int | None) -> str | EnvSpec:
     if seed is None or spec is None or spec.entry_point != "ale_py.env:AtariEnv":
         return env_id
     spec = copy.copy(spec)
-    spec.entry_point = partial(SeededAtariEnv, seed)
+    spec.entry_point = functools.partial(SeededAtariEnv, seed)
     return spec
 
 

@@ -8,10 +8,8 @@ import torch
 from actors.game import NOOP, Game, game_for, game_seed, idle_env_steps
 from actors.observations import Observations
 from actors.policy import epsilon_greedy
-from common.config import EVALUATION
+from common.config import EVALUATION, MOST_IDLE_ENV_STEPS
 from common.policy_file import Policy
-
-MAX_IDLE_ENV_STEPS = 30
 
 
 def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
@@ -36,7 +34,7 @@ def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
         running.append(game)
     scores = np.zeros(games)
     alive = np.arange(games)
-    idle = np.array([idle_env_steps(game, MAX_IDLE_ENV_STEPS, rng) for game in running])
+    idle = np.array([idle_env_steps(game, MOST_IDLE_ENV_STEPS, rng) for game in running])
     for env_step in itertools.count():
         actions = epsilon_greedy(policy.network, seen.obs[alive], 0.0, rng)
         actions[env_step < idle[alive]] = NOOP
@@ -46,6 +44,7 @@ def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
         for (i, game), step in zip(playing, steps, strict=True):
             if step.terminated and not game.scores:  # a life lost: as in training, a new stack
                 seen.begin(i, game.reset())
+                idle[i] = 0
             else:
                 seen.push(i, game.frame())
             if game.scores:

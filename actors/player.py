@@ -23,7 +23,8 @@ class Player:
     to be sent need not wait until all are loaded; and they do so a fraction of a chunk apart, so
     that their chunks do not arrive in bursts for ever after.
 
-    seed: anything np.random.SeedSequence takes; every game and the policy draw from it apart.
+    seed: anything np.random.SeedSequence takes; every game draws from it apart, and so does the
+    policy, for how long it idles too.
     """
 
     def __init__(self, config: Config, seed: list[int]) -> None:
@@ -107,8 +108,9 @@ class Player:
         frame = self.games[i].reset(seed)
         self._observations.begin(i, frame)
         self.accumulators[i].begin(frame)
-        if seed is not None or self.games[i].scores:  # a whole game, not the next of its lives
-            self._idle[i] = idle_env_steps(self.games[i], self.config.idle_max, self.rng)
+        new_game = seed is not None or self.games[i].scores  # not the next of its lives
+        most = self.config.idle_max_env_steps if new_game else 0
+        self._idle[i] = idle_env_steps(self.games[i], most, self.rng)
 
     def close(self) -> None:
         for game in self.games:
@@ -129,9 +131,9 @@ class Player:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rng.bit_generator.state = state["rng"]
         while len(self.games) < len(state["games"]):
             self._join()
+        self.rng.bit_generator.state = state["rng"]  # whatever those drew that joined
         for game, saved in zip(self.games, state["games"], strict=True):
             game.load_state_dict(saved)
         for accumulator, saved in zip(self.accumulators, state["accumulators"], strict=True):

@@ -8,10 +8,11 @@ from typing import Any
 import ale_py
 import numpy as np
 
-from actors.env import luma, shrink
+from actors.env import luma
 from common.compiled import compiled
 from common.config import FRAME_SHAPE
 
+LEAST_SHARE = 1e-3  # of a pixel: what OpenCV takes for an error of rounding
 WORD = 8  # pixels that are compared at once
 ALL = np.uint32(2**32 - 1)  # words of a row
 
@@ -41,9 +42,8 @@ class Screen:
         self._luma_of = np.zeros((256, 256), np.float32)  # of the RGB maximum of two indices
         self._learn()
         ale.getScreen(self._now)
-        self._pair[:] = (
-            self._words
-        )  # no call of a compiled loop: whoever only asks needs no compiler
+        # Without a compiled loop: whoever only asks how many actions there are needs no compiler.
+        self._pair[:] = self._words
 
     def fetch(self) -> None:
         """Takes the emulator's screen in case the game ends on the next one."""
@@ -162,8 +162,12 @@ def _renew_frame(
 
 
 def _area_weights(source: int, target: int) -> np.ndarray:
-    """[target, source] f32: what INTER_AREA makes each pixel of, told by lone pixels."""
-    return shrink(np.eye(source, dtype=np.float32), source, target).T
+    """[target, source] f32: what the `shrink` of `actors/env.py` makes each pixel of, which is the
+    mean of what it covers."""
+    scale, pixel = source / target, np.arange(source)
+    first = scale * np.arange(target)[:, np.newaxis]
+    covered = np.minimum(first + scale, pixel + 1) - np.maximum(first, pixel)
+    return (np.where(covered > LEAST_SHARE, covered, 0) / scale).astype(np.float32)
 
 
 def _taps(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,6 +16,7 @@ from common.machine import cores
 
 FRAME_SHAPE = (84, 84)
 STACK = 4  # frames in one observation
+MOST_IDLE_ENV_STEPS = 30  # with which a greedy Atari game begins
 OUT_OF_REACH = 1e9  # a score that says: never
 LEAST_SAMPLES_PER_INSERT = 0.001
 # Of an actor that learns alone, and of one among others: one batch of more is played faster, but
@@ -50,7 +51,8 @@ class Config:
 
     """## The game"""
     noop_max: int = 0
-    """Up to so many no-ops after a reset (for games without random starts)."""
+    """1 to so many no-ops after a reset, before FIRE: single frames where the game is NoFrameskip,
+    else env steps; 0: none."""
     episodic_life: bool = False
     """Treat a lost life as the end of an episode (learning only; scores are of whole games)."""
     n_actions: int = 0
@@ -79,7 +81,7 @@ class Config:
     """Env steps of all actors in which epsilon falls by 1, down to epsilon_final."""
     epsilon_ladder: bool = False
     """Give actor i of N a constant epsilon of its own: 0.4^(1 + 7 i / (N - 1)), as Ape-X does."""
-    idle_max: int = 30
+    idle_max_env_steps: int = MOST_IDLE_ENV_STEPS
     """Do nothing for 0 to so many env steps when an Atari game begins, as `launch.py eval` does, or
     all games of a policy that hardly explores would be nearly the same one."""
     n_step: int = 5
@@ -307,11 +309,11 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
-    def from_file(cls, path: Path) -> "Config":
-        """Read a run's config.json. Raises ConfigError when it is not one, Mismatch when it is
-        another version's."""
+    def from_file(cls, path: Path, needed: Collection[str] | None = None) -> "Config":
+        """Read a run's config.json. needed: as in `from_json`. Raises ConfigError when it is not
+        one, Mismatch when it is another version's."""
         try:
-            return cls.from_json(path.read_text(), str(path))
+            return cls.from_json(path.read_text(), str(path), needed)
         except (FileNotFoundError, NotADirectoryError):
             raise ConfigError(f"There is no run in {path.parent}: it has no {path.name}.") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -374,7 +376,7 @@ _RANGES: list[tuple[str, float, float]] = [
     ("actors actors_mastered", 0, 4096),
     ("envs_per_actor", 1, 1024),
     ("seed", 0, 2**31 - 1),
-    ("noop_max idle_max", 0, 10_000),
+    ("noop_max idle_max_env_steps", 0, 10_000),
     ("max_env_steps max_minutes", 0, 1e12),
     ("n_actions frames_per_env_step", 0, 256),
     ("epsilon_start epsilon_final gamma priority_alpha priority_beta", 0, 1),

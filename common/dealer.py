@@ -75,7 +75,10 @@ class ActorEndpoint:
             self._receive(100)
             self._on_wait()
             if time.monotonic() > deadline:
-                raise LearnerGone(f"no answer from {self.address} in {timeout_seconds:g} s")
+                raise LearnerGone(
+                    f"no answer from {self.address} in {timeout_seconds:g} s; the learner's log, "
+                    "in the run folder's logs, may say why"
+                )
 
     def send(self, chunk: Chunk) -> None:
         """Queue one chunk; it is sent again until it is acknowledged.

@@ -59,7 +59,8 @@ def load_policy(path: Path) -> Policy:
         of_its_run = path.absolute().parent.parent.parent / "config.json"
         if not of_its_run.exists():
             raise ConfigError(f"{path} is not a policy of ours: it has no configuration.")
-        config = Config.from_file(of_its_run)
+        needed = (*OF_TRANSITIONS, "policy_average_updates")
+        config = Config.from_file(of_its_run, needed)
         played = "policy." if config.policy_average_updates else "online."
         tensors = {n[len(played) :]: t for n, t in tensors.items() if n.startswith(played)}
     network = network_for(config)

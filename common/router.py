@@ -8,7 +8,6 @@ it was granted. ZeroMQ lives here, in `common/dealer.py` and in `common/keys.py`
 import collections
 import contextlib
 import math
-import os
 import socket
 import threading
 import time
@@ -104,10 +103,11 @@ class LearnerEndpoint:
             if self._authenticator:
                 self._authenticator.stop()
             self._context.destroy(linger=0)
-            raise ConfigError(
-                f"Cannot listen on {address}: {os.strerror(error.errno or 0)}; "
-                "choose another --bind."
-            ) from None
+            instead = "choose another --bind"
+            if address.startswith("ipc:"):
+                instead = "choose another --run-dir, or --bind tcp://127.0.0.1:5555"
+            why = zmq.strerror(error.errno or 0)
+            raise ConfigError(f"Cannot listen on {address}: {why}; {instead}.") from None
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_reader.setblocking(False)
         self._wake_writer.setblocking(False)

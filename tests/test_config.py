@@ -97,7 +97,7 @@ def test_every_setting_is_of_one_kind_and_a_new_one_must_be_given_its_own() -> N
         *("samples_per_insert_mastered", "samples_per_insert_tolerance", "reward_mastered"),
         *("standardize", "precision", "double", "loss", "batch_size", "learning_rate"),
         *("learning_rate_final", "adam_epsilon", "max_grad_norm", "target_sync_period_updates"),
-        *("publish_period_updates", "envs_per_actor", "idle_max", "seed"),
+        *("publish_period_updates", "envs_per_actor", "idle_max_env_steps", "seed"),
     }
     of_the_run = {"preset", "run_dir", "run_id", "frames_per_env_step", "log_period_env_steps"}
     kinds = (set(OF_CHECKPOINTS), set(RESUME_MAY_CHANGE), learning, of_the_run)

@@ -22,11 +22,13 @@ from actors.env import (
     NoopResetEnv,
     ProcessFrame84,
     ScaledFloatFrame,
+    load_opencv,
     make_env,
+    shrink,
 )
 from actors.game import Game, GymGame, make_game
 from actors.player import Player
-from actors.screen import Screen
+from actors.screen import Screen, _area_weights
 from common.errors import ConfigError
 from tests.builders import CATCH, config
 
@@ -126,6 +128,12 @@ def test_the_game_gives_the_newest_frame_rewards_and_ends_of_the_wrappers(
         assert step.game_over == env.unwrapped.ale.game_over(), i  # type: ignore[attr-defined]
         if terminated or truncated:
             assert np.array_equal(game.reset(), env.reset()[0][-1]), i
+
+
+@pytest.mark.parametrize(("source", "target"), [(210, 110), (250, 110), (160, 84)])
+def test_pixels_are_weighted_as_opencv_weights_them(source: int, target: int) -> None:
+    lone = np.eye(source, dtype=np.float32)
+    assert (_area_weights(source, target) == shrink(lone, source, target).T).all()
 
 
 def test_a_seed_gives_the_same_game_whether_it_was_known_beforehand_or_not() -> None:
@@ -677,10 +685,10 @@ def test_a_missing_libgl_is_named_with_its_remedies(monkeypatch: pytest.MonkeyPa
                 raise ImportError("libGL.so.1: cannot open shared object file")
 
     monkeypatch.delitem(sys.modules, "cv2")
-    monkeypatch.delitem(sys.modules, "actors.env")
     monkeypatch.setattr(sys, "meta_path", [Broken, *sys.meta_path])
+    load_opencv.cache_clear()
     with pytest.raises(ConfigError, match=r"libGL.so.1.*apt-get install libgl1.*-headless"):
-        __import__("actors.env")
+        load_opencv()
 
 
 def test_an_atari_game_limited_in_steps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,8 +64,24 @@ def test_nothing_that_the_launch_process_needs_imports_torch_or_zmq(light: str) 
     assert not tops & {"torch", "zmq", "gymnasium", "numpy", "numba", "learner", "actors"}
 
 
-def test_the_launch_process_starts_without_torch_and_zmq() -> None:
-    code = "import sys, launch; print({'torch', 'zmq', 'numpy', 'numba', 'cv2'} & set(sys.modules))"
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import launch", {"torch", "zmq", "numba", "cv2", "numpy"}),
+        # How many actions has it? Every start waits for that.
+        (
+            "from actors.game import make_game; game = make_game('PongNoFrameskip-v4')",
+            {"torch", "zmq", "numba", "cv2"},
+        ),
+        (
+            "from actors.game import make_game; game = make_game('PongNoFrameskip-v4')\n"
+            "game.reset(seed=1); game.step(1); game.frame()",
+            {"cv2"},
+        ),
+    ],
+)
+def test_the_launch_process_starts_without_heavy_libraries(code: str, heavy: set[str]) -> None:
+    code += f"; import sys; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done
 

@@ -128,7 +128,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path: Path) -> None:
 
 GAME = ("slow_game", "time.sleep(60)")
 # As C libraries do that are interrupted while they are imported.
-LIBRARY = ("cv2", "try: time.sleep(60)\nexcept KeyboardInterrupt: time.sleep(60)")
+LIBRARY = ("ale_py", "try: time.sleep(60)\nexcept KeyboardInterrupt: time.sleep(60)")
 
 
 TRAIN, EVAL = ("--env", "slow_game:Slow-v0"), ("eval", "a_run")

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from actors.evaluator import MAX_IDLE_ENV_STEPS
 from actors.game import NOOP, AtariGame, GymGame, Step
 from actors.player import Player
 from actors.policy import epsilon_greedy
@@ -17,6 +16,7 @@ from tests.builders import config
 from tests.catch import Catch
 
 CHUNK, N_STEP = 16, 3
+PONG, BREAKOUT = "PongNoFrameskip-v4", "BreakoutNoFrameskip-v4"
 
 
 def player(games: int, n_step: int = N_STEP) -> Player:
@@ -185,47 +185,38 @@ def always_two(network: Any, obs: np.ndarray, *_: Any) -> np.ndarray:
 def test_atari_games_begin_with_idle_steps_of_their_own_and_only_a_new_game_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Three games of four lives each, 100 env steps a life."""
+    """Twenty games of two lives each, 20 env steps a life: some are still idle when it is lost."""
     monkeypatch.setattr("actors.player.epsilon_greedy", always_two)
     actions: list[int] = []
-    lives = itertools.cycle([False, False, False, True])
 
     def step(self: AtariGame, action: int) -> Step:
         actions.append(action)
-        if len(actions) % 100:
-            return Step(0.0, False, False, False)
-        game_over = next(lives)
+        game_over = len(actions) % 40 == 0
         if game_over:
             self.scores.append(0.0)
-        return Step(0.0, True, False, game_over)
+        return Step(0.0, len(actions) % 20 == 0, False, game_over)
 
-    settings = config(env="BreakoutNoFrameskip-v4", n_actions=4, envs_per_actor=1, idle_max=30)
-    playing = Player(settings, [1])
+    playing = Player(config(env=BREAKOUT, n_actions=4, envs_per_actor=1), [1])
     monkeypatch.setattr(AtariGame, "reset", lambda self, seed=None: self.frame())
     monkeypatch.setattr(AtariGame, "step", step)
-    for _ in range(1_200):
+    for _ in range(800):
         playing.step(0.0)
-    episodes = [actions[i : i + 100] for i in range(0, 1_200, 100)]
-    idle = [episode.count(NOOP) for episode in episodes]
-    for episode, count in zip(episodes, idle, strict=True):
-        assert episode == [NOOP] * count + [2] * (100 - count)
-    of_games, of_lives = idle[::4], [n for i, n in enumerate(idle) if i % 4]
-    assert max(of_games) <= 30 and len(set(of_games)) > 1
-    assert set(of_lives) == {0}
+    lives = np.reshape(actions, (20, 2, 20))
+    idle = (lives == NOOP).sum(axis=2)
+    for life, count in zip(lives.reshape(40, 20), idle.flat, strict=True):
+        assert life.tolist() == [NOOP] * count + [2] * (20 - count)
+    of_games, of_second_lives = idle.T.tolist()
+    assert set(of_second_lives) == {0}
+    assert max(of_games) == 20 and len(set(of_games)) > 5
 
 
 def test_a_game_that_is_not_atari_is_played_from_its_first_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("actors.player.epsilon_greedy", always_two)
-    playing = Player(config(envs_per_actor=1, chunk_transitions=CHUNK, idle_max=30), [1])
+    playing = Player(config(envs_per_actor=1, chunk_transitions=CHUNK), [1])
     chunks = [chunk for _ in range(150) for chunk in playing.step(0.0)]  # a game has 60 env steps
     assert {int(a) for chunk in chunks for a in chunk.transitions["action"]} == {2}
-
-
-def test_training_games_begin_as_greedy_games_do() -> None:
-    """Or the scores of the one say little about those of the other."""
-    assert config().idle_max == MAX_IDLE_ENV_STEPS
 
 
 def test_a_game_saved_while_it_idles_goes_on_idling(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,3 +230,14 @@ def test_a_game_saved_while_it_idles_goes_on_idling(monkeypatch: pytest.MonkeyPa
     chunks = [chunk for _ in range(40) for chunk in resumed.step(0.0)]
     actions = [int(a) for chunk in chunks for a in chunk.transitions["action"]]
     assert actions[:32] == [NOOP] * 20 + [2] * 12
+
+
+def test_games_that_join_in_a_resumed_player_draw_nothing_from_the_policys_numbers() -> None:
+    settings = config(env=PONG, n_actions=6, envs_per_actor=3, chunk_transitions=CHUNK)
+    straight, resumed = Player(settings, [1]), Player(settings, [1])
+    while len(straight.games) < 3:
+        straight.step(0.5)
+    saved = straight.state_dict()
+    assert any(saved["idle"])
+    resumed.load_state_dict(saved)
+    assert resumed.state_dict() == saved

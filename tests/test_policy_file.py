@@ -123,6 +123,21 @@ def test_a_policy_of_another_version_is_played_where_all_is_known_that_play_depe
             load_policy(path)
 
 
+def test_a_checkpoint_of_another_version_is_played_where_all_is_known_too(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "step-000000000001"
+    folder.mkdir(parents=True)
+    tensors = {f"policy.{n}": t for n, t in network_for(config()).state_dict().items()}
+    (folder / "model.safetensors").write_bytes(save(tensors))
+    theirs = json.loads(config().to_json())
+    del theirs["idle_max_env_steps"]
+    (tmp_path / "config.json").write_text(json.dumps(theirs))
+    assert load_policy(folder / "model.safetensors").config.env == CATCH
+    del theirs["policy_average_updates"]  # which says what of it is the policy
+    (tmp_path / "config.json").write_text(json.dumps(theirs))
+    with pytest.raises(Mismatch, match="lacks 'policy_average_updates'"):
+        load_policy(folder / "model.safetensors")
+
+
 class Watched:
     """A game whose every pixel is its number; its score too, once it has lasted as long."""
 

@@ -489,6 +489,11 @@ def test_a_port_in_use_is_one_sentence() -> None:
     first.stop()
 
 
+def test_a_socket_file_that_cannot_be_is_one_sentence_too(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file or directory; choose another --run-dir, "):
+        LearnerEndpoint(config(), f"ipc://{tmp_path}/nowhere/socket")
+
+
 def test_keys_admit_who_is_authorized_and_nobody_else(tmp_path: Path) -> None:
     create_keys(tmp_path / "keys")
     create_keys(tmp_path / "strangers")

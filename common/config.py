@@ -6,6 +6,7 @@ A bare string that starts with `## ` opens a group of flags; the string under a 
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Config:
     """Solved when the mean score of the last 100 finished games exceeds this."""
     reward_mastered: float | None = None
     """Mean score of the last 10 games that counts as mastery: samples per insert and the step size
-    follow it; left out: --reward, as it was when the run began."""
+    follow it; left out: --reward, as it was when the run began, rounded up."""
     max_env_steps: int = 0
     """Stop after so many env steps (one decision, 4 emulator frames); 0: no limit."""
     max_minutes: float = 0.0
@@ -266,8 +267,10 @@ class Config:
 
     @property
     def mastery_score(self) -> float:
-        """`reward_mastered`, or what it is when it is left out."""
-        return self.reward if self.reward_mastered is None else self.reward_mastered
+        """`reward_mastered`, or what it is when it is left out: --reward rounded up, as ten games
+        say less than the hundred that are to exceed it."""
+        given = self.reward_mastered
+        return float(math.ceil(self.reward)) if given is None else given
 
     @property
     def rests_when_mastered(self) -> bool:

@@ -209,7 +209,8 @@ def test_what_the_game_is_asked_for_is_not_called_a_flag() -> None:
     assert str(caught.value) == "Many-v0's n_actions is 300, expected 0 to 256."
 
 
-def test_mastery_is_the_score_that_solves_unless_it_is_given() -> None:
+def test_mastery_is_the_score_that_solves_rounded_up_unless_it_is_given() -> None:
+    assert make_config("pong").resolved().reward_mastered == 20.0
     assert make_config("pong", reward=300.0).resolved().reward_mastered == 300.0
     assert make_config("pong", reward=1e9, reward_mastered=18.0).resolved().mastery_score == 18.0
 
@@ -217,7 +218,7 @@ def test_mastery_is_the_score_that_solves_unless_it_is_given() -> None:
 def test_a_resumed_run_may_be_solved_elsewhere_but_learns_as_before(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(parse([]).config.to_json())
     config = parse(["--resume", str(tmp_path), "--reward", "20.5"]).config
-    assert (config.reward, config.mastery_score) == (20.5, 19.5)
+    assert (config.reward, config.mastery_score) == (20.5, 20.0)
     with pytest.raises(ConfigError, match="--reward-mastered cannot change on --resume"):
         parse(["--resume", str(tmp_path), "--reward-mastered", "20.5"])
 

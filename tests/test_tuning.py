@@ -62,6 +62,7 @@ def test_a_level_that_is_reached_at_once_is_reached_with_the_hundredth_game() ->
 def test_a_game_is_mastered_with_the_first_ten_at_the_solved_level() -> None:
     run = a_run([-21.0] * 5 + [19.0, 20.0] * 10)
     assert run.mastered() == run.games[14]  # at 19.5, which "solved" would have to exceed
+    assert run.mastered(20.0) is None
     assert a_run([21.0] * 9).mastered() is None
 
 

@@ -5,7 +5,7 @@ few:samples_per_insert_mastered=0.2
     python -m tuning.branches --table FOLDER
 
 How long a run takes to mastery differs from seed to seed by more than most settings make of the
-hundred games after it. So the preset plays each seed once, until ten games are at the solved level,
+hundred games after it. So the preset plays each seed once, until ten games say that it is mastered,
 and is stopped there: FOLDER/mastered/seed-N, checkpoint included. Each variant then resumes a copy:
 its time includes that start, and actors begin new games at that moment, as many actors as the
 preset has from mastery on. A variant cannot change what a checkpoint depends on (n_step, the
@@ -88,7 +88,7 @@ def run_missing(
 
 
 def until_mastered(run_dir: Path, seed: int, minutes: float) -> str:
-    """The preset's run, stopped once ten games are at the solved level. -> trouble, or ''."""
+    """The preset's run, stopped once ten games say that it is mastered. -> trouble, or ''."""
     shutil.rmtree(run_dir, ignore_errors=True)
     run_dir.mkdir(parents=True)
     flags = ["--seed", str(seed), "--max-minutes", str(minutes), "--run-dir", str(run_dir)]
@@ -117,7 +117,8 @@ def until_mastered(run_dir: Path, seed: int, minutes: float) -> str:
 def mastered(run_dir: Path) -> bool:
     if not (run_dir / "metrics.csv").exists():
         return False
-    return Run("", "", games_of(run_dir)).mastered() is not None
+    level = Config.from_file(run_dir / "config.json").mastery_score
+    return Run("", "", games_of(run_dir)).mastered(level) is not None
 
 
 def go_on(state: Path, run_dir: Path, variant: Variant, minutes: float) -> str:

@@ -43,9 +43,9 @@ class Run:
         """The game with which the mean of the last 100 first exceeded the level."""
         return next((game for game, mean in self._means(SOLVED_GAMES) if mean > level), None)
 
-    def mastered(self) -> Game | None:
-        """The game with which the mean of the last ten first was at the solved level."""
-        return next((game for game, mean in self._means(PROGRESS_GAMES) if mean >= SOLVED), None)
+    def mastered(self, level: float = SOLVED) -> Game | None:
+        """The game with which the mean of the last ten first was at the level."""
+        return next((game for game, mean in self._means(PROGRESS_GAMES) if mean >= level), None)
 
     def mean_at_end(self) -> float:
         """Of the last 100 games, or of all if there are fewer."""

@@ -31,7 +31,6 @@ import argparse
 import contextlib
 import dataclasses
 import math
-import secrets
 import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -124,7 +123,7 @@ def train(words: list[str]) -> int:
         game = make_game(order.config.env)
     config = dataclasses.replace(
         order.config,
-        run_id=secrets.token_hex(8),
+        run_id=os.urandom(8).hex(),
         n_actions=game.n_actions,
         frames_per_env_step=game.frames_per_env_step,
     )

@@ -269,8 +269,9 @@ class Config:
     def mastery_score(self) -> float:
         """`reward_mastered`, or what it is when it is left out: --reward rounded up, as ten games
         say less than the hundred that are to exceed it."""
-        given = self.reward_mastered
-        return float(math.ceil(self.reward)) if given is None else given
+        if self.reward_mastered is not None:
+            return self.reward_mastered
+        return self.reward if math.isinf(self.reward) else float(math.ceil(self.reward))
 
     @property
     def rests_when_mastered(self) -> bool:

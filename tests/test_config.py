@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,9 @@ def test_what_the_game_is_asked_for_is_not_called_a_flag() -> None:
 def test_mastery_is_the_score_that_solves_rounded_up_unless_it_is_given() -> None:
     assert make_config("pong").resolved().reward_mastered == 20.0
     assert make_config("pong", reward=300.0).resolved().reward_mastered == 300.0
+    assert make_config("atari", reward=math.inf).mastery_score == math.inf
+    with pytest.raises(ConfigError, match="needs a score that can be reached"):
+        make_config("pong", reward=math.inf)
     assert make_config("pong", reward=1e9, reward_mastered=18.0).resolved().mastery_score == 18.0
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 
 from actors.evaluator import evaluate
-from actors.game import AtariGame, Step
+from actors.game import NOOP, AtariGame, Step
 from common.config import Config
 from common.errors import ConfigError, Mismatch
 from common.network import network_for
@@ -217,18 +217,23 @@ def test_greedy_atari_games_begin_with_idle_steps_of_their_own(
 
 def test_a_lost_life_begins_an_episode_in_evaluation_too(monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int | None] = []
+    idle: list[int] = []  # of each life; the first is lost while nobody moves
     steps, begin, play = itertools.count(), AtariGame.reset, AtariGame.step
 
     def reset(self: AtariGame, seed: int | None = None) -> Any:
         begun.append(seed)
+        idle.append(0)
         return begin(self, seed)
 
     def step(self: AtariGame, action: int) -> Any:
         assert next(steps) < 5_000, "nobody serves"
+        idle[-1] += action == NOOP
         return play(self, action)
 
+    monkeypatch.setattr("actors.evaluator.idle_env_steps", lambda *_: 30)
     monkeypatch.setattr(AtariGame, "reset", reset)
     monkeypatch.setattr(AtariGame, "step", step)
     game = {"env": "BreakoutNoFrameskip-v4", "n_actions": 4, "episodic_life": True}
     assert len(evaluate(always(config(**game, dueling=False), 2), games=1, seed=1)) == 1
     assert len(begun) == 5  # the game, and four of its five lives
+    assert 0 < idle[0] < 30 and idle[1:] == [0] * 4

@@ -35,10 +35,11 @@ import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common import command_line
 from common.address import remove_socket
-from common.config import PLAY, VERSION, Config
+from common.config import MOST_GREEDY_GAMES, PLAY, VERSION, Config
 from common.console import let_go, say
 from common.errors import AUTHENTICATION, ConfigError, NoCheckpoint, UserError
 from common.lifeline import (
@@ -60,7 +61,9 @@ from common.run_folder import (
 from common.schedules import epsilon_of
 from common.supervisor import ChildSpec, Supervisor
 
-MOST_GAMES = 1000  # of `eval`, which plays all of them at once
+if TYPE_CHECKING:
+    from common.policy_file import Policy
+
 VERBS = ("train", "eval", "bench", "keys")
 INTERNAL_VERBS = ("learner", "actor")  # the child processes of `train`
 LIBRARIES = frozenset(
@@ -204,6 +207,7 @@ def train_in_lock_step(
     while not reason:
         for chunk in player.step(epsilon_of(config, 0, learner.inserted)):
             learner.insert(chunk)
+            learner.confirm(play_greedily, stop)
             while learner.may_sample():
                 learner.update()
                 if learner.weights_version > player.weights_version:
@@ -236,6 +240,7 @@ def learner(words: list[str]) -> int:
         resume=resume == "1",
         started=float(started),
         stop=stop,
+        play_greedily=play_greedily,
         beat=lambda: beats.beat(config.actors_in_all),
         call_late_actors=lambda: beats.beat(config.actors_in_all + 1),
     )
@@ -253,6 +258,15 @@ def actor(words: list[str]) -> int:
     slot = int(actor_id)
     with no_system_exit():
         return run_actor(config, run_dir, slot, int(incarnation), lambda: beats.beat(slot))
+
+
+def play_greedily(
+    policy: "Policy", games: int, seed: int, every_step: Callable[[], None] = lambda: None
+) -> list[float]:
+    from actors.evaluator import evaluate
+
+    with no_system_exit():
+        return evaluate(policy, games, seed, every_step)
 
 
 @contextlib.contextmanager
@@ -276,18 +290,17 @@ def evaluate(words: list[str]) -> int:
     parser.add_argument(
         "run", type=Path, help="run folder, one of its checkpoints, or a .safetensors file"
     )
-    whole_games = f"whole games, at most {MOST_GAMES} (default: 30)"
+    whole_games = f"whole games, at most {MOST_GREEDY_GAMES} (default: 30)"
     parser.add_argument("--games", type=int, default=30, help=whole_games)
     parser.add_argument("--seed", type=int, default=12345, help="of the games (default: 12345)")
     parser.add_argument("--env", default="", help="the policy's game, where it imports a module")
     given = parser.parse_args(words)
     for name, value, low, high in (
-        ("games", given.games, 1, MOST_GAMES),
+        ("games", given.games, 1, MOST_GREEDY_GAMES),
         ("seed", given.seed, 0, 2**31 - 1),
     ):
         if not low <= value <= high:
             raise ConfigError(f"--{name} is {value}, expected {low} to {high}.")
-    from actors.evaluator import evaluate as play
     from common.policy_file import load_policy
 
     signal.signal(signal.SIGINT, interrupt)
@@ -312,8 +325,7 @@ def evaluate(words: list[str]) -> int:
         )
     if given.env not in ("", its_game):
         raise ConfigError(f"The policy in {path} plays {its_game} only: leave out --env.")
-    with no_system_exit():
-        scores = play(policy, given.games, given.seed)
+    scores = play_greedily(policy, given.games, given.seed)
     print("scores", *(f"{score:+.0f}" for score in sorted(scores)))
     mean = sum(scores) / len(scores)
     print(f"mean {mean:+.2f} over {len(scores)} greedy games, seed {given.seed}")

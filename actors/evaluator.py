@@ -1,6 +1,8 @@
 """Greedy full games on games of their own: what a policy is worth without exploration."""
 
+import contextlib
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,7 +14,9 @@ from common.config import EVALUATION, MOST_IDLE_ENV_STEPS
 from common.policy_file import Policy
 
 
-def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
+def evaluate(
+    policy: Policy, games: int, seed: int, every_step: Callable[[], None] = lambda: None
+) -> list[float]:
     """Raw scores of so many whole games, as the policy was trained to play them.
 
     Pong is deterministic: without a random start all greedy games would be the same one. So each
@@ -20,25 +24,43 @@ def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
     phase of the frame skip, which a policy trained without them has never seen.) A game that is not
     Atari begins as its seed has it: action 0 may be a move there. All games run side by side and
     each is played once, so short games are not favoured.
+
+    every_step: called as often as that, and before each game is made; what it raises ends the
+    games.
     """
-    torch.set_num_threads(1)
-    config = policy.config
     seeds = np.random.SeedSequence([seed, EVALUATION]).spawn(games + 1)
     rng = np.random.default_rng(seeds[-1])
     running: list[Game] = []
     seen = Observations(games)
-    for i in range(games):
-        first_seed = game_seed(seeds[i])
-        game = game_for(config, first_seed)
-        seen.begin(i, game.reset(first_seed))
-        running.append(game)
-    scores = np.zeros(games)
-    alive = np.arange(games)
-    idle = np.array([idle_env_steps(game, MOST_IDLE_ENV_STEPS, rng) for game in running])
+    with contextlib.ExitStack() as ending:
+        ending.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        for i in range(games):
+            every_step()
+            first_seed = game_seed(seeds[i])
+            game = game_for(policy.config, first_seed)
+            ending.callback(game.close)
+            seen.begin(i, game.reset(first_seed))
+            running.append(game)
+        return _played(policy, running, seen, rng, every_step)
+
+
+def _played(
+    policy: Policy,
+    games: list[Game],
+    seen: Observations,
+    rng: np.random.Generator,
+    every_step: Callable[[], None],
+) -> list[float]:
+    """Their scores, when all that have begun are over."""
+    scores = np.zeros(len(games))
+    alive = np.arange(len(games))
+    idle = np.array([idle_env_steps(game, MOST_IDLE_ENV_STEPS, rng) for game in games])
     for env_step in itertools.count():
+        every_step()
         actions = epsilon_greedy(policy.network, seen.obs[alive], 0.0, rng)
         actions[env_step < idle[alive]] = NOOP
-        playing = [(i, running[i]) for i in alive.tolist()]
+        playing = [(i, games[i]) for i in alive.tolist()]
         steps = [g.step(a) for (_, g), a in zip(playing, actions.tolist(), strict=True)]
         over = []
         for (i, game), step in zip(playing, steps, strict=True):
@@ -53,6 +75,4 @@ def evaluate(policy: Policy, games: int, seed: int) -> list[float]:
         alive = np.setdiff1d(alive, over)
         if not len(alive):
             break
-    for game in running:
-        game.close()
     return scores.tolist()

@@ -18,7 +18,7 @@ RESUME_MAY_CHANGE = frozenset(
     {
         *("actors", "actors_mastered", "learner_threads", "window_chunks", "cuda"),
         *("replay_device", "bind", "keys"),
-        *("reward", "max_env_steps", "max_minutes"),
+        *("reward", "confirm_games", "max_env_steps", "max_minutes"),
         *("log_period_seconds", "checkpoint_period_seconds", "checkpoints_kept"),
     }
 )

@@ -18,6 +18,7 @@ from common.machine import cores
 FRAME_SHAPE = (84, 84)
 STACK = 4  # frames in one observation
 MOST_IDLE_ENV_STEPS = 30  # with which a greedy Atari game begins
+MOST_GREEDY_GAMES = 1000  # all are played at once
 OUT_OF_REACH = 1e9  # a score that says: never
 LEAST_SAMPLES_PER_INSERT = 0.001
 # Of an actor that learns alone, and of one among others: one batch of more is played faster, but
@@ -43,8 +44,12 @@ class Config:
     reward: float = 19.5
     """Solved when the mean score of the last 100 finished games exceeds this."""
     reward_mastered: float | None = None
-    """Mean score of the last 10 games that counts as mastery: samples per insert and the step size
-    follow it; left out: --reward, as it was when the run began, rounded up."""
+    """Mean score of the last 10 games with which mastery begins; it ends when that mean is below
+    this and below --reward. Samples per insert and the step size follow it; left out: --reward, as
+    it was when the run began, rounded up."""
+    confirm_games: int = 30
+    """Greedy games that have to confirm it, by a mean of at least --reward rounded up, before the
+    run counts as solved, or else learning goes on; 0: none."""
     max_env_steps: int = 0
     """Stop after so many env steps (one decision, 4 emulator frames); 0: no limit."""
     max_minutes: float = 0.0
@@ -110,10 +115,9 @@ class Config:
     samples_per_insert: float = 1.8
     """Transitions trained on per transition inserted; couples the learner's rate to the actors'."""
     samples_per_insert_mastered: float = 0.05
-    """At most so many while the mean score of the last 10 games is at least --reward-mastered: what
-    is left then is to show it in 100 games, and the policy that is kept should be the one that
-    played them, so the learner rests; 0, or where --reward asks for more than that: the ratio
-    stays."""
+    """At most so many while the game is mastered (see --reward-mastered): what is left then is to
+    show it in 100 games, and the policy that is kept should be the one that played them, so the
+    learner rests; 0, or where --reward asks for more than that: the ratio stays."""
     samples_per_insert_tolerance: float = 0.0
     """How many samples the actors may run ahead of that ratio; 0: chosen to suit."""
 
@@ -267,10 +271,12 @@ class Config:
 
     @property
     def mastery_score(self) -> float:
-        """`reward_mastered`, or what it is when it is left out: --reward rounded up, as ten games
-        say less than the hundred that are to exceed it."""
-        if self.reward_mastered is not None:
-            return self.reward_mastered
+        """`reward_mastered`, or `good_score` when it is left out."""
+        return self.good_score if self.reward_mastered is None else self.reward_mastered
+
+    @property
+    def good_score(self) -> float:
+        """--reward rounded up: what fewer games must show than the hundred that exceed it."""
         return self.reward if math.isinf(self.reward) else float(math.ceil(self.reward))
 
     @property
@@ -362,7 +368,7 @@ WITHOUT_FLAGS = OF_THE_GAME | {"run_id"}
 """What nobody sets by hand."""
 
 # The second word of every seed: streams of random numbers of one run that never meet.
-PLAY, SAMPLING, EVALUATION = 0, 1, 2
+PLAY, SAMPLING, EVALUATION, CONFIRMATION = 0, 1, 2, 3
 
 OF_TRANSITIONS = (
     *("env", "n_actions", "noop_max", "episodic_life", "clip_rewards"),
@@ -380,6 +386,7 @@ _RANGES: list[tuple[str, float, float]] = [
     ("actors actors_mastered", 0, 4096),
     ("envs_per_actor", 1, 1024),
     ("seed", 0, 2**31 - 1),
+    ("confirm_games", 0, MOST_GREEDY_GAMES),
     ("noop_max idle_max_env_steps", 0, 10_000),
     ("max_env_steps max_minutes", 0, 1e12),
     ("n_actions frames_per_env_step", 0, 256),

@@ -25,6 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The reference program's numbers: one game, one update per env step.
     "book": {
+        "confirm_games": 0,
         "actors": 1,
         "envs_per_actor": 1,
         "chunk_transitions": 16,

@@ -47,7 +47,7 @@ from learner.segments import (
 )
 from learner.state_json import from_json, to_json
 
-FORMAT = 10  # of state.json
+FORMAT = 11  # of state.json
 _REPLACED = "-replaced"
 _ASIDE = "unused-"  # before the name of a checkpoint that a resumed run did not go on from
 

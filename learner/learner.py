@@ -11,14 +11,15 @@ import torch
 
 from common.address import endpoint
 from common.compiled import load_compiler
-from common.config import OF_CHECKPOINTS, SAMPLING, Config
+from common.config import CONFIRMATION, OF_CHECKPOINTS, SAMPLING, Config
 from common.console import say
 from common.errors import INTERRUPTED, ConfigError, Mismatch
 from common.keys import load_learner_keys
 from common.lifeline import StopSignal
 from common.machine import available_memory_bytes
 from common.messages import Chunk, Weights
-from common.network import state_vector
+from common.network import load_state_vector, network_for, state_vector
+from common.policy_file import Policy
 from common.router import LearnerEndpoint, TransportDied
 from common.schedules import learning_rate_of
 from common.timings import Timings
@@ -42,6 +43,9 @@ PUBLISH_SECONDS = 0.1
 # From one best policy that is kept to the next: each takes 5 to 15 ms, most of them for the disk,
 # and a run that plays a hundred games at once may improve with every one.
 KEEP_SECONDS = 1.0
+
+# Greedy games of a policy: how many, their seed, what is called every env step. -> raw scores.
+PlayGreedily = Callable[[Policy, int, int, Callable[[], None]], list[float]]
 
 
 class SavedPlayer(Protocol):
@@ -101,7 +105,7 @@ class Learner:
         # Of the update begun and not finished: its transitions' ids, what waits for the rest.
         self._begun: tuple[np.ndarray, Callable[[], tuple[UpdateStats, torch.Tensor]]] | None = None
         self.weights_version = 0
-        self.mastered = False  # is the game, by the last games
+        self.mastered = False  # is the game, by the last ten that were played
         self._next_keep = 0.0
         self.checkpoints = Checkpointer(
             run_dir / "checkpoints", self.replay, config.checkpoints_kept
@@ -145,6 +149,40 @@ class Learner:
                 self._keep_best()
             self._follow_scores()
 
+    def confirm(
+        self, play: PlayGreedily, stop: StopSignal, beat: Callable[[], None] = lambda: None
+    ) -> None:
+        """If the last games look like those of a solved run: let greedy games of the policy decide
+        whether it is one. Nothing is learned meanwhile; a stop leaves it open.
+
+        The mean of a hundred games is that of all policies that played in them, and only the newest
+        of those is kept.
+        """
+        if not self.records.looks_solved:
+            return
+        config, games = self.config, self.records.scores.games
+        network = network_for(config).for_inference()
+        load_state_vector(network, state_vector(self.trainer.policy))
+        seed = int(np.random.SeedSequence([config.seed, CONFIRMATION, games]).generate_state(1)[0])
+
+        def turn() -> None:
+            beat()
+            if stop.reason:
+                raise _Told
+
+        say(f"{config.confirm_games} greedy games have to confirm that the run is solved.")
+        scores: list[float] = []
+        try:
+            with self.timings.section("confirm"):
+                scores = play(Policy(network, config), config.confirm_games, seed, turn)
+        except _Told:
+            return
+        except Exception as error:  # the game's: what is learned shall not be lost for that
+            say(f"A greedy game ended with {type(error).__name__}: {error}", error=True)
+        if self.records.confirm(scores, self.inserted):
+            self.save_policy()
+        self._follow_scores()
+
     def _keep_best(self) -> None:
         """Once in KEEP_SECONDS; but what solves the run at once, and every one in lock-step, which
         must not depend on the clock."""
@@ -156,12 +194,18 @@ class Learner:
     def _follow_scores(self) -> None:
         """Sets step size and samples per insert by the recent scores: smaller steps as play
         improves, since large ones undo what is learned; next to no samples while the game is
-        mastered, or a run might end with another policy than the one that won its games."""
-        config, progress = self.config, self.records.scores.progress(self.config.mastery_score)
-        self.mastered = progress == 1.0
+        mastered, or a run might end with another policy than the one that won its games.
+
+        Mastered it is until the last games would not solve it, or a policy that is just good enough
+        would be learned away by turns while it is to show that in a hundred games.
+        """
+        config, scores = self.config, self.records.scores
+        mark = min(config.reward, config.mastery_score) if self.mastered else config.mastery_score
+        self.mastered = scores.progress(mark) == 1.0
+        progress = scores.progress(config.mastery_score)
         self.trainer.adam.learning_rate = learning_rate_of(config, progress)
         ratio = config.samples_per_insert
-        if self.mastered and config.rests_when_mastered:
+        if self.mastered and config.rests_when_mastered and not self.records.in_doubt:
             ratio = config.samples_per_insert_mastered
         if ratio != self.limiter.samples_per_insert:
             self.limiter = self.limiter.at_ratio(ratio, self.inserted)
@@ -244,6 +288,7 @@ class Learner:
             "sampled": self.sampled,
             "limiter": [self.limiter.samples_per_insert, self.limiter.carried_samples],
             "weights_version": self.weights_version,
+            "mastered": self.mastered,
             "first_id": self.replay.first_id,
             "end_id": self.replay.end_id,
             "sampler": self.replay.sampler.state_dict(self.replay.first_id, self.replay.end_id),
@@ -283,6 +328,7 @@ class Learner:
         ratio, carried = state["limiter"]
         self.limiter = replace(self.limiter, samples_per_insert=ratio, carried_samples=carried)
         self.weights_version = state["weights_version"]
+        self.mastered = state["mastered"]
         self.replay.sampler.load_state_dict(state["sampler"])
         # What the ring overwrote while it was saved has not come back: nor may its priorities.
         self.replay.sampler.evicted(state["first_id"], max(state["first_id"], self.replay.first_id))
@@ -294,6 +340,10 @@ class Learner:
         return state
 
 
+class _Told(Exception):
+    """To stop, while greedy games are played."""
+
+
 def run_learner(
     config: Config,
     run_dir: Path,
@@ -301,13 +351,15 @@ def run_learner(
     resume: bool,
     started: float,
     stop: StopSignal,
+    play_greedily: PlayGreedily,
     beat: Callable[[], None],
     call_late_actors: Callable[[], None],
 ) -> int:
     """The learner process, until solved, a limit or `stop`. -> exit code.
 
-    started: the moment of the command (time.monotonic()); beat: called every turn;
-    call_late_actors: called every turn while the game is mastered.
+    started: the moment of the command (time.monotonic()); play_greedily: what confirms that the run
+    is solved; beat: called every turn; call_late_actors: called every turn while the game is
+    mastered.
     """
     transport = open_transport(config, run_dir)  # first: an address in use leaves no trace
     try:
@@ -316,7 +368,7 @@ def run_learner(
         transport.set_insert_limit(learner.insert_limit(), learner.inserted)
         transport.start(learner.inserted)
         load_compiler()  # while actors begin
-        reason = learn(learner, transport, stop, beat, call_late_actors)
+        reason = learn(learner, transport, stop, play_greedily, beat, call_late_actors)
     except TransportDied:  # what was learned until then is whole
         save_last(learner, beat)
         learner.records.metrics.close()
@@ -325,6 +377,7 @@ def run_learner(
         transport.stop()
     for chunk in last_chunks(transport):
         learner.insert(chunk)
+        learner.confirm(play_greedily, stop, beat)
     reason = learner.records.finished(learner.inserted, reason)  # they may have solved it
     return finish(learner, transport, reason, stop, beat)
 
@@ -333,6 +386,7 @@ def learn(
     learner: Learner,
     transport: LearnerEndpoint,
     stop: StopSignal,
+    play_greedily: PlayGreedily,
     beat: Callable[[], None],
     call_late_actors: Callable[[], None],
 ) -> str:
@@ -345,6 +399,7 @@ def learn(
             call_late_actors()
         for chunk in transport.drain():
             learner.insert(chunk)
+            learner.confirm(play_greedily, stop, beat)
         if learner.may_sample():
             learner.update()
         else:

@@ -5,8 +5,9 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
@@ -27,6 +28,17 @@ if TYPE_CHECKING:
 
 
 WARNING_PERIOD_SECONDS = 60.0
+# From one time that greedy games did not confirm a solved run to the next that they may: half of
+# the games that count are new by then.
+CONFIRM_AGAIN_GAMES = SOLVED_GAMES // 2
+
+
+class Mark(NamedTuple):
+    """The moment at which the last games were enough to call the run solved."""
+
+    mean: float
+    env_steps: int
+    time: float  # monotonic, seconds
 
 
 class Rates:
@@ -66,7 +78,10 @@ class Records:
         self.config, self.run_dir = config, run_dir
         self.scores = Scores()
         self.wall_before = 0.0  # seconds that earlier parts of a resumed run took
-        self._solved: tuple[float, int] | None = None  # by which mean, after how many env steps
+        self._mark: Mark | None = None
+        self._greedy_mean = math.nan  # of the games that confirmed it
+        self._confirmed_seconds = math.nan  # when they had been played
+        self._next_mark = 0  # after a mark that was not confirmed: so many games until another
         self._started = started
         self._lengths: collections.deque[int] = collections.deque(maxlen=SOLVED_GAMES)
         self._lags: collections.deque[int] = collections.deque(maxlen=200)
@@ -81,6 +96,7 @@ class Records:
                 mean_score_of(run_dir / "best.safetensors"),
             )
             self.scores.lowest_mean_10 = _from_null(saved["lowest_mean_10"], math.inf)
+            self._next_mark = saved["next_mark"]
             self._lengths.extend(saved["lengths"])
             self._lags.extend(saved["lags"])
             self._updates, self._sums = saved["period"][0], UpdateStats(*saved["period"][1:])
@@ -115,7 +131,9 @@ class Records:
         self._sums.grad_norm += stats.grad_norm
 
     def game(self, game: EpisodeStats, env_steps: int, updates: int) -> bool:
-        """A game is over. -> True when the 100-game mean is a new best: keep the policy."""
+        """A game is over. -> True when the 100-game mean is a new best: keep the policy. Never
+        once the run is solved."""
+        was_solved = self.solved
         self.scores.add(game.score)
         self._lengths.append(game.length_env_steps)
         mean, speed = self.scores.mean_100, self._speed_now(env_steps)
@@ -137,9 +155,25 @@ class Records:
             env_steps,
         )
         self._row("game", env_steps, updates, score=game.score)
-        if not self.solved and self.scores.solved(self.config.reward):
-            self._solved = mean, env_steps
-        return self.scores.is_new_best()
+        if not self._mark and self.scores.solved(self.config.reward) and not self.in_doubt:
+            self._mark = Mark(mean, env_steps, time.monotonic())
+        return self.scores.is_new_best() and not was_solved
+
+    def confirm(self, scores: Sequence[float], env_steps: int) -> bool:
+        """Greedy games of the policy have been played, now that the run `looks_solved`. -> do they
+        confirm it? scores: none where they could not be played."""
+        wanted = self.config.good_score
+        mean = sum(scores) / len(scores) if scores else math.nan
+        confirmed = mean >= wanted
+        found = f"mean {mean:+.2f} of {len(scores)}" if scores else "they could not be played"
+        so = "confirmed" if confirmed else f"{wanted:+g} wanted, so learning goes on"
+        say(f"Greedy games: {found}; {so}.")
+        self.metrics.scalars({"greedy_mean": mean}, env_steps)
+        if confirmed:
+            self._greedy_mean, self._confirmed_seconds = mean, self.wall_seconds
+        else:
+            self._mark, self._next_mark = None, self.scores.games + CONFIRM_AGAIN_GAMES
+        return confirmed
 
     def tick(self, learner: "Learner", transport: LearnerEndpoint | None) -> None:
         """Called every turn of the loop; once per period writes what the period was like.
@@ -156,21 +190,32 @@ class Records:
             self._next_tick = (now // period + 1) * period
 
     @property
+    def looks_solved(self) -> bool:
+        """Is it, but for the greedy games that have to confirm it?"""
+        return self._mark is not None and not self.solved
+
+    @property
     def solved(self) -> bool:
-        return self._solved is not None
+        confirmed = not self.config.confirm_games or math.isfinite(self._greedy_mean)
+        return self._mark is not None and confirmed
+
+    @property
+    def in_doubt(self) -> bool:
+        """Have greedy games, not long ago, said that the run is not solved?"""
+        return self.scores.games < self._next_mark
 
     def finished(self, env_steps: int, told: str) -> str:
         """Why the run is over, or ''; from the first reason on its time stands still. told: why it
         was asked to end, or ''."""
         reason = self._reason(env_steps) or told
         if reason:
-            self._ended = self._now
+            self._ended = self._mark.time if self._mark and self.solved else self._now
         return reason
 
     def _reason(self, env_steps: int) -> str:
         config = self.config
-        if self._solved:
-            return f"Solved in {self._solved[1]:,} env steps!"
+        if self._mark and self.solved:
+            return f"Solved in {self._mark.env_steps:,} env steps!"
         if config.max_env_steps and env_steps >= config.max_env_steps:
             return f"Stopped at --max-env-steps {config.max_env_steps}."
         if config.max_minutes and self.wall_seconds >= 60 * config.max_minutes:
@@ -180,7 +225,7 @@ class Records:
     @property
     def wall_seconds(self) -> float:
         """Of the whole run: from the command's start, interruptions left out, to the end of
-        learning: the last checkpoint is not counted."""
+        learning: the last checkpoint is not counted, nor are the greedy games that confirm it."""
         return self.wall_before + self._now - self._started
 
     @property
@@ -308,21 +353,24 @@ class Records:
             self._policy_errors[name] = error
             return
         self._policy_errors.pop(name, None)
-        if name == "best" and self.scores.is_new_best():
+        if name == "best" and self.scores.games >= SOLVED_GAMES:
             self.scores.best_mean_100 = self.scores.mean_100
 
     def finish(self, learner: "Learner", transport: LearnerEndpoint | None, reason: str) -> bool:
         """result.json and the last rows; says why the run ended. -> all of it written?"""
         config = self.config
+        lost = "best" in self._policy_errors
         self._policy_errors.clear()  # what could not be kept and is not the best any more
         # Before 100 games there is no best: it is the last one then, each time the run is left.
         kept = math.isfinite(self.scores.best_mean_100)
         kept = kept and (self.run_dir / "best.safetensors").exists()
-        for name in ("last",) if kept and not self.scores.is_new_best() else ("last", "best"):
+        # That of a solved run has been kept, and no other is better.
+        better = lost if self.solved else self.scores.is_new_best()
+        for name in ("last",) if kept and not better else ("last", "best"):
             self.save_policy(learner.trainer.policy, learner.updates, learner.inserted, name)
         wall = self.wall_seconds
         # Games that came in after the one that solved it do not take that back.
-        mean = self._solved[0] if self._solved else self.scores.mean_100
+        mean = self._mark.mean if self._mark and self.solved else self.scores.mean_100
         result = {
             "solved": self.solved,
             "reason": reason,
@@ -331,6 +379,8 @@ class Records:
             "wall_seconds": round(wall, 3),
             "mean_score_100": _null(mean),
             "best_mean_score_100": _null(self.scores.best_mean_100),
+            "greedy_mean_score": _null(self._greedy_mean),
+            "confirmed_seconds": _null(round(self._confirmed_seconds, 3)),
             "games": self.scores.games,
             "env_steps_per_second": round(learner.inserted / wall, 3),
             "updates_per_second": round(learner.updates / wall, 3),
@@ -371,6 +421,7 @@ class Records:
             "games": self.scores.games,
             "best_mean_100": _null(self.scores.best_mean_100),
             "lowest_mean_10": _null(self.scores.lowest_mean_10),
+            "next_mark": self._next_mark,
             "lengths": list(self._lengths),
             "lags": list(self._lags),
             "period": [self._updates, *dataclasses.astuple(self._sums)],

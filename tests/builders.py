@@ -19,6 +19,7 @@ def config(**overrides: Any) -> Config:
     small: dict[str, Any] = {
         "env": CATCH,
         "n_actions": 3,
+        "confirm_games": 0,
         "actors": 1,
         "envs_per_actor": 2,
         "network": "nips",

@@ -411,6 +411,14 @@ def test_lock_step_interrupted_and_resumed_is_the_uninterrupted_run(
     assert len(rows(straight, "game")) > 10
 
 
+def test_lock_step_is_solved_by_greedy_games_too(tmp_path: Path) -> None:
+    flags = ("--reward", "-100", "--confirm-games", "2", "--max-env-steps", "50000")
+    assert lock_step(tmp_path, *flags) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["solved"] and result["games"] >= 100
+    assert -10 <= result["greedy_mean_score"] <= 10
+
+
 def test_the_same_seed_gives_the_same_run_and_another_gives_another(tmp_path: Path) -> None:
     for name, seed in (("a", "5"), ("b", "5"), ("c", "6")):
         assert lock_step(tmp_path / name, "--max-env-steps", "600", "--seed", seed) == 0

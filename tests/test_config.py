@@ -86,7 +86,8 @@ def test_what_decides_the_meaning_of_chunks_and_checkpoints_is_all_there() -> No
 def test_a_resumed_run_may_change_how_it_is_run_and_nothing_that_it_learns() -> None:
     processes = {"actors", "actors_mastered", "learner_threads"}
     machine = {*processes, "window_chunks", "cuda", "replay_device"}
-    addresses, limits = {"bind", "keys"}, {"reward", "max_env_steps", "max_minutes"}
+    addresses = {"bind", "keys"}
+    limits = {"reward", "confirm_games", "max_env_steps", "max_minutes"}
     records = {"log_period_seconds", "checkpoint_period_seconds", "checkpoints_kept"}
     assert machine | addresses | limits | records == RESUME_MAY_CHANGE
 
@@ -330,6 +331,7 @@ def test_the_step_size_falls_with_progress_in_a_straight_line_unless_its_end_is_
         *(["--learner-threads", "3"], ["--max-minutes", "5"], ["--log-period-seconds", "2"]),
         *(["--checkpoint-period-seconds", "9"], ["--checkpoints-kept", "5"], ["--reward", "18"]),
         *(["--max-env-steps", "7"], ["--actors", "5"], ["--bind", "tcp://127.0.0.1:5"]),
+        ["--confirm-games", "8"],
     ],
 )
 def test_what_may_change_on_resume_does(tmp_path: Path, words: list[str]) -> None:

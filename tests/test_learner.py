@@ -18,14 +18,15 @@ import pytest
 import torch
 
 from common.config import Config
+from common.errors import ConfigError
 from common.messages import Chunk, EpisodeStats, Spec
 from common.network import DQN, network_for, state_size, state_vector
-from common.policy_file import load_policy, mean_score_of
+from common.policy_file import Policy, load_policy, mean_score_of
 from common.router import LearnerEndpoint, TransportDied
 from learner import segments
 from learner.checkpoint import Checkpointer, list_checkpoints
 from learner.dqn import NotFinite
-from learner.learner import Learner, learn, make_sampler, run_learner
+from learner.learner import Learner, PlayGreedily, learn, make_sampler, run_learner
 from learner.prioritized import PrioritizedSampler
 from tests.builders import chunk_of, config
 from tests.gpu import as_on_a_gpu
@@ -59,6 +60,7 @@ def to_its_end(
     resume: bool,
     stop: Any,
     beat: Callable[[], None] = lambda: None,
+    play_greedily: PlayGreedily = lambda *_: [],
 ) -> int:
     """The learner process, in this one. -> exit code."""
     return run_learner(
@@ -67,6 +69,7 @@ def to_its_end(
         resume=resume,
         started=time.monotonic(),
         stop=stop,
+        play_greedily=play_greedily,
         beat=beat,
         call_late_actors=lambda: None,
     )
@@ -224,7 +227,7 @@ def test_actors_are_given_each_version_or_ten_times_a_second_the_newest(
     monkeypatch.setattr("learner.learner.time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(learner.records, "tick", lambda *_: None)
     monkeypatch.setattr(learner, "may_sample", lambda: turn[0] not in (13, 14))
-    learn(learner, transport, told, beat, call_late_actors=lambda: None)
+    learn(learner, transport, told, lambda *_: [], beat, call_late_actors=lambda: None)
     quick, waiting = [(0.06, 1), (0.18, 3), (0.30, 5)], [(0.42, 6)]
     assert given == [*quick, *waiting, (0.82, 7), (1.22, 8)]
 
@@ -251,8 +254,18 @@ def test_late_actors_are_called_while_the_game_is_mastered(
     )
     monkeypatch.setattr(learner.records, "tick", lambda *_: None)
     games = learner.records.scores
-    learn(learner, transport, told, lambda: None, lambda: called.append(games.games))
+    call = lambda: called.append(games.games)  # noqa: E731
+    learn(learner, transport, told, lambda *_: [], lambda: None, call)
     assert called == [10, 11, 22]  # games before the turn; the twelfth ends it for ten
+
+
+def test_a_game_that_is_mastered_still_is_so_after_a_resume(folder: Folder) -> None:
+    learner = folder.learner(config(reward=19.5))
+    fill(learner, 10, episode=EpisodeStats(20.0, 60))
+    fill(learner, 1, episode=EpisodeStats(19.0, 60))  # with which mastery would not begin
+    assert learner.mastered
+    learner.save_now()
+    assert folder.learner(config(reward=19.5), resume=True).mastered
 
 
 def test_the_input_is_standardized_once_by_what_warm_up_has_shown(folder: Folder) -> None:
@@ -329,23 +342,119 @@ def test_a_learner_whose_transport_dies_saves_what_it_has(
     ]
 
 
-@pytest.mark.parametrize("at", ["the end", "its limit"])
+@pytest.mark.parametrize(
+    ("at", "confirm_games"), [("the end", 0), ("the end", 2), ("its limit", 0), ("its limit", 2)]
+)
 def test_a_run_that_the_last_chunks_solve_is_solved_and_says_by_which_mean(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch, at: str
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, at: str, confirm_games: int
 ) -> None:
-    """They had come in when it was told to stop, or was at its limit; one more is a lost game."""
-    settings = config(reward=0.5, max_env_steps=16 if at == "its limit" else 0)
-    told: Any = SimpleNamespace(reason="" if at == "its limit" else "Told to stop.")
+    """They had come in when it was told to stop, or was at its limit; one more is a lost game. Who
+    is told to stop plays no greedy games any more."""
+    limit = 16 if at == "its limit" else 0
+    settings = config(reward=0.5, max_env_steps=limit, confirm_games=confirm_games)
+    told: Any = SimpleNamespace(reason="" if limit else "Told to stop.")
+
+    def play(policy: Policy, games: int, seed: int, every_step: Callable[[], None]) -> list[float]:
+        every_step()
+        return [1.0] * games
+
     chunk = chunk_of(Spec.of(settings), 16, 9_000)
     won = [dataclasses.replace(chunk, episode=EpisodeStats(1.0, 60))] * 100
     lost = [dataclasses.replace(chunk, episode=EpisodeStats(-99.0, 60))]
     came = iter([[chunk], won + lost])
     monkeypatch.setattr(LearnerEndpoint, "drain", lambda _: next(came))
     (folder.path / "config.json").write_text(settings.to_json())
-    assert to_its_end(settings, folder, resume=False, stop=told) == 0
+    solved = bool(limit) or not confirm_games
+    code = to_its_end(settings, folder, resume=False, stop=told, play_greedily=play)
     result = json.loads((folder.path / "result.json").read_text())
-    assert result["solved"] and result["reason"] == "Solved in 1,616 env steps!"
-    assert (result["mean_score_100"], result["games"], result["env_steps"]) == (1.0, 101, 1_632)
+    assert (result["games"], result["env_steps"]) == (101, 1_632)
+    assert result["solved"] == solved
+    assert code == (0 if solved else 130)
+    assert result["reason"] == ("Solved in 1,616 env steps!" if solved else "Told to stop.")
+    assert result["mean_score_100"] == (1.0 if solved else 0.0)
+    assert result["greedy_mean_score"] == (1.0 if solved and confirm_games else None)
+
+
+class Greedy:
+    """Greedy games that are not played. A policy that plays them so well, one after the other."""
+
+    def __init__(self, *means: float | Exception) -> None:
+        self.means, self.policies, self.seeds = list(means), list[Policy](), list[int]()
+
+    def __call__(
+        self, policy: Policy, games: int, seed: int, every_step: Callable[[], None]
+    ) -> list[float]:
+        self.policies.append(policy)
+        self.seeds.append(seed)
+        every_step()
+        if isinstance(mean := self.means.pop(0), Exception):
+            raise mean
+        return [mean] * games
+
+
+def win(learner: Learner, games: int, play: PlayGreedily, stop: Any, beat: Any = None) -> None:
+    for _ in range(games):  # each by one more
+        fill(learner, 1, episode=EpisodeStats(1.0 + learner.records.scores.games, 60))
+        learner.confirm(play, stop, beat or (lambda: None))
+
+
+def test_a_policy_that_greedy_games_confirm_is_the_one_that_is_kept(
+    folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where one before had a better mean, which they did not confirm."""
+    settings = config(reward=0.5, confirm_games=2, precision="float32")
+    learner = folder.learner(settings, chunks=20)
+    learner.records.scores.best_mean_100 = 1000.0
+    play, told, beats = Greedy(0.5, 1.5), cast(Any, SimpleNamespace(reason="")), list[int]()
+    best = folder.path / "best.safetensors"
+    win(learner, 100, play, told, lambda: beats.append(1))
+    assert not learner.records.solved and not best.exists()
+    for _ in range(40):
+        learner.update()
+    win(learner, 50, play, told, lambda: beats.append(1))
+    assert learner.records.solved
+    assert len(beats) == len(set(play.seeds)) == len(play.means) + 2 == 2
+    kept = state_vector(load_policy(best).network)
+    assert np.array_equal(kept, state_vector(learner.trainer.policy))
+    for policy, is_kept in zip(play.policies, (False, True), strict=True):
+        assert np.array_equal(state_vector(policy.network), kept) == is_kept
+    learner.update()
+    win(learner, 100, play, told)  # those that come in before it ends; the last mean is the best
+    assert learner.records.finish(learner, None, "done")
+    assert np.array_equal(state_vector(load_policy(best).network), kept)
+    said = capsys.readouterr().out
+    assert "Greedy games: mean +0.50 of 2; +1 wanted, so learning goes on." in said
+    assert "Greedy games: mean +1.50 of 2; confirmed." in said
+    assert json.loads((folder.path / "result.json").read_text())["greedy_mean_score"] == 1.5
+
+
+def test_a_stop_while_greedy_games_are_played_leaves_open_whether_the_run_is_solved(
+    folder: Folder,
+) -> None:
+    learner = folder.learner(config(reward=0.5, confirm_games=2))
+    told = cast(Any, SimpleNamespace(reason=""))
+
+    def beat() -> None:
+        told.reason = "Told to stop."
+
+    win(learner, 100, Greedy(1.0), told, beat)
+    records = learner.records
+    assert not records.solved and not records.in_doubt
+    assert records.finished(learner.inserted, told.reason) == "Told to stop."
+
+
+def test_a_game_that_breaks_when_it_is_played_greedily_costs_nothing_that_is_learned(
+    folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learner = folder.learner(config(reward=0.5, confirm_games=2))
+    broken = Greedy(ConfigError("Catch gave a reward of nan, expected a finite one."))
+    win(learner, 100, broken, cast(Any, SimpleNamespace(reason="")))
+    assert not learner.records.solved and learner.records.in_doubt
+    told = capsys.readouterr()
+    assert told.err == (
+        "A greedy game ended with ConfigError: Catch gave a reward of nan, expected a finite one.\n"
+    )
+    assert "they could not be played; +1 wanted, so learning goes on." in told.out
 
 
 def test_a_transport_that_dies_when_nothing_more_is_wanted_of_it_costs_nothing(

@@ -21,3 +21,5 @@ def test_the_pipeline_learns_catch_to_near_perfect_play(tmp_path: Path) -> None:
     result = json.loads((tmp_path / "result.json").read_text())
     assert code == 0, output
     assert result["solved"], output[-3000:]  # mean of 100 games above 9 of 10; random: about -7
+    assert result["greedy_mean_score"] >= 9
+    assert result["confirmed_seconds"] > result["wall_seconds"]

@@ -7,7 +7,8 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -296,6 +297,51 @@ def test_a_run_that_was_solved_stays_so_whatever_comes_in_before_it_ends(tmp_pat
     records.metrics.close()
 
 
+def looking_solved(run_dir: Path, games: int = 3) -> Records:
+    """Of a run that a hundred games have solved, but for so many greedy ones."""
+    records = Records(config(reward=19.5, confirm_games=games), run_dir, 0.0, None, 0, 0)
+    for i in range(100):
+        records.game(EpisodeStats(20.0, 60), env_steps=10 * (i + 1), updates=1)
+    return records
+
+
+def test_a_run_is_solved_when_greedy_games_confirm_it_and_since_its_hundred_games(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
+    records = looking_solved(tmp_path)
+    assert records.looks_solved and not records.solved
+    assert records.finished(1_000, "") == ""
+    clock[0] = 130.0
+    assert records.confirm([19.0, 20.0, 21.0], 1_000)  # 19.5 rounded up
+    assert records.solved and not records.looks_solved
+    assert records.finished(1_100, "") == "Solved in 1,000 env steps!"
+    assert records.wall_seconds == 100.0
+    records.metrics.close()
+
+
+@pytest.mark.parametrize("scores", [[19.0, 20.0, 20.0], []])
+def test_a_run_that_greedy_games_do_not_confirm_goes_on_for_fifty_games_at_least(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float]
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
+    records = looking_solved(tmp_path)
+    clock[0] = 130.0
+    assert not records.confirm(scores, 1_000)
+    assert records.finished(1_000, "") == ""
+    assert records.wall_seconds == 130.0  # they count, since they did not help
+    saved = records.state_dict()
+    records.metrics.close()
+    records = Records(records.config, tmp_path, 0.0, saved, 1_000, 1)  # also after a resume
+    for game in range(50):
+        assert records.in_doubt and not records.looks_solved, game
+        records.game(EpisodeStats(20.0, 60), env_steps=2_000, updates=1)
+    assert records.looks_solved and not records.in_doubt
+    records.metrics.close()
+
+
 def test_a_best_policy_that_could_not_be_written_is_tried_again_after_the_next_game(
     tmp_path: Path,
 ) -> None:
@@ -387,10 +433,34 @@ def after_games(run_dir: Path, scores: list[float], **settings: float) -> list[t
     return found
 
 
-def test_learning_rests_while_the_last_ten_games_are_at_the_mark(tmp_path: Path) -> None:
-    scores = [21.0] * 10 + [11.0, 20.0]  # the last tens: 21, 20, 19.9; nine say too little
+def test_learning_does_not_rest_while_greedy_games_say_that_there_is_more_to_learn(
+    tmp_path: Path,
+) -> None:
+    wanted = config(reward=19.5, confirm_games=1, samples_per_insert_mastered=0.5)
+    learner, stop = Learner(wanted, tmp_path, False, started=0.0), cast(Any, SimpleNamespace())
+    stop.reason = ""
+    ratios = []
+    for i in range(151):
+        chunk = chunk_of(Spec.of(wanted), 16, 100 * i, terminal=True)
+        learner.insert(dataclasses.replace(chunk, episode=EpisodeStats(20.0, 16)))
+        learner.confirm(lambda *_: [19.0], stop)
+        ratios.append(learner.limiter.samples_per_insert)
+    usual = wanted.samples_per_insert
+    # Ten games, a hundred, fifty; and then the second time that they do not confirm it.
+    assert ratios == [usual] * 9 + [0.5] * 90 + [usual] * 52
+    learner.records.metrics.close()
+
+
+def test_learning_rests_from_ten_games_at_the_mark_until_ten_would_not_solve_it(
+    tmp_path: Path,
+) -> None:
+    scores = [21.0] * 10 + [11.0, 20.0, 17.0, 20.0, 26.0, 22.0]
     found = after_games(tmp_path, scores, samples_per_insert_mastered=0.5)
-    assert [ratio for ratio, _ in found] == [2.0] * 9 + [0.5, 0.5, 2.0]
+    last_tens = [21, 20, 19.9, 19.5, 19.4, 19.9, 20]  # nine say too little
+    ratios = [0.5, 0.5, 0.5, 0.5, 2.0, 2.0, 0.5]
+    assert [ratio for ratio, _ in found] == [2.0] * 9 + ratios
+    sums = [sum(scores[i : i + 10]) for i in range(len(last_tens))]
+    assert sums == pytest.approx([10 * mean for mean in last_tens])
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,28 @@ def test_each_game_is_played_by_what_it_shows_itself_also_when_others_are_over(
         assert game.actions == [game.number] * (2 + game.number)
 
 
+def test_greedy_games_can_be_ended_and_leave_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed, turns = [], itertools.count(1)
+
+    def end_at_the_fifth() -> None:  # two games are made, and two steps of each were played
+        if next(turns) == 5:
+            raise KeyError("enough")
+
+    monkeypatch.setattr("actors.evaluator.game_for", lambda *_: Watched(9))
+    monkeypatch.setattr(Watched, "close", lambda self: closed.append(len(self.actions)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyError, match="enough"):
+            evaluate(always(config(dueling=False), 2), 2, 1, end_at_the_fifth)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert closed == [2, 2]
+
+
 def always(settings: Config, action: int) -> Policy:
     """Takes one action, whatever it sees."""
     network = network_for(settings)

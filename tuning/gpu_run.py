@@ -31,10 +31,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.config import MOST_GREEDY_GAMES
 from common.errors import ConfigError, UserError
 from common.machine import cores
 from common.provenance import processor
-from launch import MOST_GAMES
 from tuning import gpu_bench
 from tuning.packages import environment_with, pack
 from tuning.results import keep, runs_in, table
@@ -72,7 +72,7 @@ GPU_TESTS = LAUNCH.parent / "tests" / "test_on_a_gpu.py"
 REPORT = "report.md"
 CPU = Variant("cpu", {"actors": "1", "checkpoint_period_seconds": "0"})
 EVALUATION_SECONDS, EVALUATION_SEED = 90.0, 777
-ENDING_SECONDS = 45.0  # for the last checkpoint of a run
+ENDING_SECONDS = 60.0  # for the greedy games and the last checkpoint of a run
 LATER_SECONDS = 60.0 + ENDING_SECONDS  # kept for each run to come, where that leaves more
 FEWEST_SECONDS = 10.0  # a run that would get less is left out
 # What a run needs is read from the disk, and tried, before the time of the first one begins.
@@ -109,8 +109,8 @@ def main(words: list[str]) -> int:
         texts = given.variant if given.verb == "run" else []
         variants = [Variant.parse(text).over(base) for text in texts] or [base]
         check(variants)
-        if given.verb == "run" and not 1 <= given.games <= MOST_GAMES:
-            raise ConfigError(f"--games is {given.games}, expected 1 to {MOST_GAMES}.")
+        if given.verb == "run" and not 1 <= given.games <= MOST_GREEDY_GAMES:
+            raise ConfigError(f"--games is {given.games}, expected 1 to {MOST_GREEDY_GAMES}.")
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
             deadline = time.monotonic() + 60 * given.minutes
             environment = environment_with(given.packages, Path(scratch, "site"))

@@ -261,8 +261,9 @@ def actor(words: list[str]) -> int:
 
 
 def play_greedily(
-    policy: "Policy", games: int, seed: int, every_step: Callable[[], None] = lambda: None
+    policy: "Policy", games: int, seed: int, every_step: Callable[[], None]
 ) -> list[float]:
+    """What a learner has its policy evaluated by."""
     from actors.evaluator import evaluate
 
     with no_system_exit():
@@ -301,6 +302,7 @@ def evaluate(words: list[str]) -> int:
     ):
         if not low <= value <= high:
             raise ConfigError(f"--{name} is {value}, expected {low} to {high}.")
+    from actors.evaluator import evaluate as play
     from common.policy_file import load_policy
 
     signal.signal(signal.SIGINT, interrupt)
@@ -325,7 +327,8 @@ def evaluate(words: list[str]) -> int:
         )
     if given.env not in ("", its_game):
         raise ConfigError(f"The policy in {path} plays {its_game} only: leave out --env.")
-    scores = play_greedily(policy, given.games, given.seed)
+    with no_system_exit():
+        scores = play(policy, given.games, given.seed)
     print("scores", *(f"{score:+.0f}" for score in sorted(scores)))
     mean = sum(scores) / len(scores)
     print(f"mean {mean:+.2f} over {len(scores)} greedy games, seed {given.seed}")

@@ -207,7 +207,7 @@ def train_in_lock_step(
     while not reason:
         for chunk in player.step(epsilon_of(config, 0, learner.inserted)):
             learner.insert(chunk)
-            learner.confirm(play_greedily, stop)
+            learner.confirm(play_greedily)
             while learner.may_sample():
                 learner.update()
                 if learner.weights_version > player.weights_version:

@@ -42,14 +42,15 @@ class Config:
     run_dir: str = ""
     """Folder of the run; empty: runs/<env>-<preset>-<seed>-<time>."""
     reward: float = 19.5
-    """Solved when the mean score of the last 100 finished games exceeds this."""
+    """Solved when the mean score of the last 100 finished games exceeds this, and greedy games
+    confirm it (see --confirm-games)."""
     reward_mastered: float | None = None
     """Mean score of the last 10 games with which mastery begins; it ends when that mean is below
     this and below --reward. Samples per insert and the step size follow it; left out: --reward, as
     it was when the run began, rounded up."""
     confirm_games: int = 30
-    """Greedy games that have to confirm it, by a mean of at least --reward rounded up, before the
-    run counts as solved, or else learning goes on; 0: none."""
+    """Greedy games that are played when --reward is exceeded: their mean must be at least that,
+    rounded up, for the run to count as solved; else learning goes on. 0: none."""
     max_env_steps: int = 0
     """Stop after so many env steps (one decision, 4 emulator frames); 0: no limit."""
     max_minutes: float = 0.0

@@ -1,5 +1,6 @@
 """The learner process: take chunks, learn, publish weights, keep records."""
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -150,25 +151,33 @@ class Learner:
             self._follow_scores()
 
     def confirm(
-        self, play: PlayGreedily, stop: StopSignal, beat: Callable[[], None] = lambda: None
+        self,
+        play: PlayGreedily,
+        stop: StopSignal | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         """If the last games look like those of a solved run: let greedy games of the policy decide
-        whether it is one. Nothing is learned meanwhile; a stop leaves it open.
+        whether it is one. Nothing is learned meanwhile.
 
         The mean of a hundred games is that of all policies that played in them, and only the newest
-        of those is kept.
+        of those is kept. A stop leaves it open, and so does --max-minutes; in lock-step, which must
+        not depend on either, stop is None. A policy one of whose games takes ten times as long as
+        the longest of the last hundred (it goes round in circles) is not confirmed.
         """
-        if not self.records.looks_solved:
+        if not self.records.looks_solved or (stop and stop.reason):
             return
         config, games = self.config, self.records.scores.games
+        turns, enough = itertools.count(), config.confirm_games + 10 * self.records.longest_game
         network = network_for(config).for_inference()
         load_state_vector(network, state_vector(self.trainer.policy))
         seed = int(np.random.SeedSequence([config.seed, CONFIRMATION, games]).generate_state(1)[0])
 
         def turn() -> None:
             beat()
-            if stop.reason:
+            if stop and (stop.reason or self.records.out_of_time):
                 raise _Told
+            if next(turns) >= enough:
+                raise TimeoutError("it does not come to an end")
 
         say(f"{config.confirm_games} greedy games have to confirm that the run is solved.")
         scores: list[float] = []
@@ -178,7 +187,8 @@ class Learner:
         except _Told:
             return
         except Exception as error:  # the game's: what is learned shall not be lost for that
-            say(f"A greedy game ended with {type(error).__name__}: {error}", error=True)
+            what = f"{type(error).__name__}: {error}"
+            say(f"A greedy game failed (--confirm-games 0 does without): {what}", error=True)
         if self.records.confirm(scores, self.inserted):
             self.save_policy()
         self._follow_scores()
@@ -196,8 +206,8 @@ class Learner:
         improves, since large ones undo what is learned; next to no samples while the game is
         mastered, or a run might end with another policy than the one that won its games.
 
-        Mastered it is until the last games would not solve it, or a policy that is just good enough
-        would be learned away by turns while it is to show that in a hundred games.
+        Mastered it is until the last ten are below what a hundred have to exceed: else a policy
+        that is just good enough would be learned away by turns while it is to show that.
         """
         config, scores = self.config, self.records.scores
         mark = min(config.reward, config.mastery_score) if self.mastered else config.mastery_score
@@ -341,7 +351,7 @@ class Learner:
 
 
 class _Told(Exception):
-    """To stop, while greedy games are played."""
+    """To end, while greedy games are played."""
 
 
 def run_learner(
@@ -399,7 +409,9 @@ def learn(
             call_late_actors()
         for chunk in transport.drain():
             learner.insert(chunk)
-            learner.confirm(play_greedily, stop, beat)
+            if learner.records.looks_solved:  # nobody shall play for a learner that stands still
+                transport.set_insert_limit(learner.inserted, learner.inserted)
+                learner.confirm(play_greedily, stop, beat)
         if learner.may_sample():
             learner.update()
         else:

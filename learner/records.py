@@ -79,8 +79,8 @@ class Records:
         self.scores = Scores()
         self.wall_before = 0.0  # seconds that earlier parts of a resumed run took
         self._mark: Mark | None = None
-        self._greedy_mean = math.nan  # of the games that confirmed it
-        self._confirmed_seconds = math.nan  # when they had been played
+        self._greedy_mean = math.nan  # of the last that were to confirm it
+        self._confirmed_seconds = math.nan  # when those had been played that did
         self._next_mark = 0  # after a mark that was not confirmed: so many games until another
         self._started = started
         self._lengths: collections.deque[int] = collections.deque(maxlen=SOLVED_GAMES)
@@ -96,7 +96,8 @@ class Records:
                 mean_score_of(run_dir / "best.safetensors"),
             )
             self.scores.lowest_mean_10 = _from_null(saved["lowest_mean_10"], math.inf)
-            self._next_mark = saved["next_mark"]
+            if saved["wanted"] == config.good_score:  # else it is another question now
+                self._next_mark = saved["next_mark"]
             self._lengths.extend(saved["lengths"])
             self._lags.extend(saved["lags"])
             self._updates, self._sums = saved["period"][0], UpdateStats(*saved["period"][1:])
@@ -133,7 +134,7 @@ class Records:
     def game(self, game: EpisodeStats, env_steps: int, updates: int) -> bool:
         """A game is over. -> True when the 100-game mean is a new best: keep the policy. Never
         once the run is solved."""
-        was_solved = self.solved
+        was_solved, now = self.solved, self._now
         self.scores.add(game.score)
         self._lengths.append(game.length_env_steps)
         mean, speed = self.scores.mean_100, self._speed_now(env_steps)
@@ -156,7 +157,9 @@ class Records:
         )
         self._row("game", env_steps, updates, score=game.score)
         if not self._mark and self.scores.solved(self.config.reward) and not self.in_doubt:
-            self._mark = Mark(mean, env_steps, time.monotonic())
+            self._mark = Mark(mean, env_steps, now)
+            if self.solved:
+                self._ended = now
         return self.scores.is_new_best() and not was_solved
 
     def confirm(self, scores: Sequence[float], env_steps: int) -> bool:
@@ -169,8 +172,10 @@ class Records:
         so = "confirmed" if confirmed else f"{wanted:+g} wanted, so learning goes on"
         say(f"Greedy games: {found}; {so}.")
         self.metrics.scalars({"greedy_mean": mean}, env_steps)
-        if confirmed:
-            self._greedy_mean, self._confirmed_seconds = mean, self.wall_seconds
+        self._greedy_mean = mean
+        if confirmed and self._mark:
+            self._confirmed_seconds = self.wall_before + time.monotonic() - self._started
+            self._ended = self._mark.time
         else:
             self._mark, self._next_mark = None, self.scores.games + CONFIRM_AGAIN_GAMES
         return confirmed
@@ -196,20 +201,25 @@ class Records:
 
     @property
     def solved(self) -> bool:
-        confirmed = not self.config.confirm_games or math.isfinite(self._greedy_mean)
+        confirmed = not self.config.confirm_games or math.isfinite(self._confirmed_seconds)
         return self._mark is not None and confirmed
 
     @property
     def in_doubt(self) -> bool:
         """Have greedy games, not long ago, said that the run is not solved?"""
-        return self.scores.games < self._next_mark
+        return self.config.confirm_games > 0 and self.scores.games < self._next_mark
+
+    @property
+    def longest_game(self) -> int:
+        """Of the last hundred, in env steps."""
+        return max(self._lengths)
 
     def finished(self, env_steps: int, told: str) -> str:
         """Why the run is over, or ''; from the first reason on its time stands still. told: why it
         was asked to end, or ''."""
         reason = self._reason(env_steps) or told
         if reason:
-            self._ended = self._mark.time if self._mark and self.solved else self._now
+            self._ended = self._now
         return reason
 
     def _reason(self, env_steps: int) -> str:
@@ -218,9 +228,13 @@ class Records:
             return f"Solved in {self._mark.env_steps:,} env steps!"
         if config.max_env_steps and env_steps >= config.max_env_steps:
             return f"Stopped at --max-env-steps {config.max_env_steps}."
-        if config.max_minutes and self.wall_seconds >= 60 * config.max_minutes:
+        if self.out_of_time:
             return f"Stopped at --max-minutes {config.max_minutes:g}."
         return ""
+
+    @property
+    def out_of_time(self) -> bool:
+        return 0 < 60 * self.config.max_minutes <= self.wall_seconds
 
     @property
     def wall_seconds(self) -> float:
@@ -370,7 +384,9 @@ class Records:
             self.save_policy(learner.trainer.policy, learner.updates, learner.inserted, name)
         wall = self.wall_seconds
         # Games that came in after the one that solved it do not take that back.
-        mean = self._mark.mean if self._mark and self.solved else self.scores.mean_100
+        solved = self._mark if self.solved else None
+        mean = solved.mean if solved else self.scores.mean_100
+        env_steps = solved.env_steps if solved else learner.inserted
         result = {
             "solved": self.solved,
             "reason": reason,
@@ -382,7 +398,7 @@ class Records:
             "greedy_mean_score": _null(self._greedy_mean),
             "confirmed_seconds": _null(round(self._confirmed_seconds, 3)),
             "games": self.scores.games,
-            "env_steps_per_second": round(learner.inserted / wall, 3),
+            "env_steps_per_second": round(env_steps / wall, 3),
             "updates_per_second": round(learner.updates / wall, 3),
             "samples_per_insert": config.samples_per_insert,
             "samples_per_insert_mastered": config.samples_per_insert_mastered,
@@ -422,6 +438,7 @@ class Records:
             "best_mean_100": _null(self.scores.best_mean_100),
             "lowest_mean_10": _null(self.scores.lowest_mean_10),
             "next_mark": self._next_mark,
+            "wanted": self.config.good_score,
             "lengths": list(self._lengths),
             "lags": list(self._lags),
             "period": [self._updates, *dataclasses.astuple(self._sums)],

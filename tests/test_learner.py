@@ -373,12 +373,16 @@ def test_a_run_that_the_last_chunks_solve_is_solved_and_says_by_which_mean(
     assert result["reason"] == ("Solved in 1,616 env steps!" if solved else "Told to stop.")
     assert result["mean_score_100"] == (1.0 if solved else 0.0)
     assert result["greedy_mean_score"] == (1.0 if solved and confirm_games else None)
+    confirmed = result["confirmed_seconds"]
+    assert (confirmed is not None) == (solved and confirm_games > 0)
+    assert not confirmed or 0 < result["wall_seconds"] < confirmed
 
 
 class Greedy:
     """Greedy games that are not played. A policy that plays them so well, one after the other."""
 
-    def __init__(self, *means: float | Exception) -> None:
+    def __init__(self, *means: float | Exception, turns: int = 1) -> None:
+        self.turns = turns
         self.means, self.policies, self.seeds = list(means), list[Policy](), list[int]()
 
     def __call__(
@@ -386,7 +390,8 @@ class Greedy:
     ) -> list[float]:
         self.policies.append(policy)
         self.seeds.append(seed)
-        every_step()
+        for _ in range(self.turns):
+            every_step()
         if isinstance(mean := self.means.pop(0), Exception):
             raise mean
         return [mean] * games
@@ -418,7 +423,9 @@ def test_a_policy_that_greedy_games_confirm_is_the_one_that_is_kept(
     assert np.array_equal(kept, state_vector(learner.trainer.policy))
     for policy, is_kept in zip(play.policies, (False, True), strict=True):
         assert np.array_equal(state_vector(policy.network), kept) == is_kept
-    learner.update()
+    for _ in range(40):
+        learner.update()
+    assert not np.array_equal(state_vector(learner.trainer.policy), kept)
     win(learner, 100, play, told)  # those that come in before it ends; the last mean is the best
     assert learner.records.finish(learner, None, "done")
     assert np.array_equal(state_vector(load_policy(best).network), kept)
@@ -429,7 +436,7 @@ def test_a_policy_that_greedy_games_confirm_is_the_one_that_is_kept(
 
 
 def test_a_stop_while_greedy_games_are_played_leaves_open_whether_the_run_is_solved(
-    folder: Folder,
+    folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     learner = folder.learner(config(reward=0.5, confirm_games=2))
     told = cast(Any, SimpleNamespace(reason=""))
@@ -437,10 +444,64 @@ def test_a_stop_while_greedy_games_are_played_leaves_open_whether_the_run_is_sol
     def beat() -> None:
         told.reason = "Told to stop."
 
-    win(learner, 100, Greedy(1.0), told, beat)
+    play = Greedy(1.0)
+    win(learner, 110, play, told, beat)  # ten that came in meanwhile
     records = learner.records
     assert not records.solved and not records.in_doubt
+    assert len(play.seeds) == capsys.readouterr().out.count("greedy games have to") == 1
     assert records.finished(learner.inserted, told.reason) == "Told to stop."
+
+
+def test_greedy_games_end_with_the_time_of_the_run(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
+    learner = folder.learner(config(reward=0.5, confirm_games=2, max_minutes=1.0))
+
+    def beat() -> None:
+        clock[0] += 20.0
+
+    play = Greedy(1.0, turns=5)
+    win(learner, 100, play, cast(Any, SimpleNamespace(reason="")), beat)
+    assert clock[0] == 60.0 and play.means == [1.0]
+    assert learner.records.finished(learner.inserted, "") == "Stopped at --max-minutes 1."
+
+
+@pytest.mark.parametrize(("turns", "confirmed"), [(602, True), (603, False)])
+def test_a_policy_that_goes_round_in_circles_is_not_confirmed(
+    folder: Folder, turns: int, confirmed: bool
+) -> None:
+    """Two games are made, and ten times 60 env steps are the most: also in lock-step."""
+    learner = folder.learner(config(reward=0.5, confirm_games=2))
+    for _ in range(100):
+        fill(learner, 1, episode=EpisodeStats(1.0, 60))
+        learner.confirm(Greedy(1.0, turns=turns))
+    assert learner.records.solved == confirmed
+    assert learner.records.in_doubt != confirmed
+
+
+def test_nobody_plays_for_a_learner_that_has_its_policy_evaluated(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, limits = folder.learner(config(reward=0.5, confirm_games=2)), list[float]()
+    chunk = chunk_of(Spec.of(learner.config), 16, 9_000)
+    won = iter([[dataclasses.replace(chunk, episode=EpisodeStats(1.0, 60))] * 110])
+    transport: Any = SimpleNamespace(
+        drain=lambda: next(won, []),
+        publish=lambda _: None,
+        set_insert_limit=lambda limit, _: limits.append(limit),
+        wait=lambda _: None,
+    )
+
+    def play(*_: Any) -> list[float]:
+        assert limits[-1] == learner.inserted == 1_600
+        return [1.0]
+
+    monkeypatch.setattr(learner.records, "tick", lambda *_: None)
+    told = cast(Any, SimpleNamespace(reason=""))
+    reason = learn(learner, transport, told, play, lambda: None, lambda: None)
+    assert reason == "Solved in 1,600 env steps!"
 
 
 def test_a_game_that_breaks_when_it_is_played_greedily_costs_nothing_that_is_learned(
@@ -452,7 +513,8 @@ def test_a_game_that_breaks_when_it_is_played_greedily_costs_nothing_that_is_lea
     assert not learner.records.solved and learner.records.in_doubt
     told = capsys.readouterr()
     assert told.err == (
-        "A greedy game ended with ConfigError: Catch gave a reward of nan, expected a finite one.\n"
+        "A greedy game failed (--confirm-games 0 does without): ConfigError: Catch gave a reward "
+        "of nan, expected a finite one.\n"
     )
     assert "they could not be played; +1 wanted, so learning goes on." in told.out
 

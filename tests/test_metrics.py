@@ -316,8 +316,11 @@ def test_a_run_is_solved_when_greedy_games_confirm_it_and_since_its_hundred_game
     clock[0] = 130.0
     assert records.confirm([19.0, 20.0, 21.0], 1_000)  # 19.5 rounded up
     assert records.solved and not records.looks_solved
-    assert records.finished(1_100, "") == "Solved in 1,000 env steps!"
     assert records.wall_seconds == 100.0
+    clock[0] = 140.0
+    records.game(EpisodeStats(-21.0, 60), env_steps=1_100, updates=1)
+    assert records.finished(1_100, "") == "Solved in 1,000 env steps!"
+    assert (records.wall_seconds, records._confirmed_seconds) == (100.0, 130.0)
     records.metrics.close()
 
 
@@ -334,7 +337,12 @@ def test_a_run_that_greedy_games_do_not_confirm_goes_on_for_fifty_games_at_least
     assert records.wall_seconds == 130.0  # they count, since they did not help
     saved = records.state_dict()
     records.metrics.close()
-    records = Records(records.config, tmp_path, 0.0, saved, 1_000, 1)  # also after a resume
+    less = dataclasses.replace(records.config, reward=18.5)  # which is another question
+    for settings, doubted in ((less, False), (records.config, True)):
+        records = Records(settings, tmp_path, 0.0, saved, 1_000, 1)  # after a resume
+        assert records.in_doubt == doubted
+        records.metrics.close()
+    records = Records(records.config, tmp_path, 0.0, saved, 1_000, 1)
     for game in range(50):
         assert records.in_doubt and not records.looks_solved, game
         records.game(EpisodeStats(20.0, 60), env_steps=2_000, updates=1)

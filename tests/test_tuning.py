@@ -18,6 +18,7 @@ import pytest
 from common.command_line import parse
 from common.errors import ConfigError
 from common.metrics import COLUMNS
+from common.presets import make_config
 from tests.builders import config
 from tuning import branches, gpu_bench, gpu_run, packages, probe, trials
 from tuning.results import Game, Run, games_of, keep, runs_in, table, thinned
@@ -64,6 +65,38 @@ def test_a_game_is_mastered_with_the_first_ten_at_the_solved_level() -> None:
     assert run.mastered() == run.games[14]  # at 19.5, which "solved" would have to exceed
     assert run.mastered(20.0) is None
     assert a_run([21.0] * 9).mastered() is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "result", "game"),
+    [
+        ({}, {"solved": True, "wall_seconds": 240.001}, 120),  # asked at the 100th, too, in vain
+        ({}, {"solved": False, "wall_seconds": 300.0}, None),
+        ({"confirm_games": 0}, {"solved": True, "wall_seconds": 240.001}, 100),
+        ({"reward": 20.5}, {"solved": False, "wall_seconds": 300.0}, 100),  # of another level
+        (None, {"solved": True, "wall_seconds": 240.001}, 100),  # nothing known of it
+    ],
+)
+def test_a_run_is_solved_when_the_greedy_games_that_confirm_it_are_asked_for(
+    tmp_path: Path, settings: dict[str, Any] | None, result: dict[str, Any], game: int | None
+) -> None:
+    write_run(tmp_path / "run", [20.0] * 125, **result)
+    path = tmp_path / "run" / "config.json"
+    if settings is None:
+        path.unlink()
+    else:
+        path.write_text(make_config("pong", **settings).to_json())
+    (run,) = runs_in(tmp_path)
+    assert run.solved() == (game and run.games[game - 1])
+    assert len(run.games) == (120 if game == 120 else 125)  # what comes later is not of the run
+    assert run.reached(19.5) == run.games[99]
+    assert (" 1 of 1 solved" in table([run])) == (game is not None)
+
+
+def test_the_game_that_solved_a_long_run_is_found_by_its_rounded_time() -> None:
+    games = [Game(1234.56 / 60, 1_000 * i, 10 * i, 20.0) for i in range(1, 101)]  # of 1234.564
+    assert Run("pong", "seed-7", games, 1234.564).solved() == games[-1]
+    assert Run("pong", "seed-7", games, 1234.6).solved() is None
 
 
 def test_the_mean_at_the_end_is_of_a_hundred_games_or_of_all() -> None:
@@ -341,8 +374,8 @@ def test_a_gpu_session_shares_its_time_survives_a_failure_and_reports_everything
     monkeypatch.setattr(gpu_run.Session, "left", property(lambda _: left[0]))
     session = gpu_run.Session(tmp_path / "out", tmp_path, {}, 600.0)
     session.run([(gpu_run.GPU, seed) for seed in (0, 1, 2)], games=30)
-    # Of 600 s, 90 are for the greedy games, and 105 for each run that is to come.
-    assert granted == [300.0, 345.0, 105.0]
+    # Of 600 s, 90 are for the greedy games, and 120 for each run that is to come.
+    assert granted == [270.0, 330.0, 120.0]
     assert left[0] >= gpu_run.EVALUATION_SECONDS
     report = (tmp_path / "out" / "report.md").read_text()
     assert "--cuda --replay-device cuda" in report

@@ -26,7 +26,7 @@ from pathlib import Path
 from common import command_line
 from common.config import OF_CHECKPOINTS, Config
 from common.errors import INTERRUPTED, ConfigError
-from tuning.results import SOLVED, Run, games_of, keep, markdown
+from tuning.results import Run, games_of, keep, markdown
 from tuning.trials import (
     ENDING_SECONDS,
     LAUNCH,
@@ -149,7 +149,7 @@ def table(runs: Sequence[Run]) -> str:
         before = states[run.name].games
         games = run.games[len(before) :]
         took = 60 * (run.games[-1].minutes - before[-1].minutes)
-        solved = run.reached(SOLVED) is not None
+        solved = run.solved() is not None
         seconds.setdefault(run.variant, {}).update({run.name: took} if solved else {})
         counts = (len(games), sum(game.score < POOR_SCORE for game in games))
         lowest = min((game.score for game in games), default=math.nan)

@@ -21,7 +21,7 @@ from tuning.results import Run, keep, runs_in, table
 from tuning.variants import ABLATION, Variant
 
 LAUNCH = Path(__file__).parent.parent / "launch.py"
-ENDING_SECONDS = 120.0  # for the last checkpoint
+ENDING_SECONDS = 120.0  # for the greedy games and the last checkpoint
 LAST_LINES = 15
 UNFINISHED = ".unfinished"  # the run that is going on; no variant can be named so
 

@@ -7,8 +7,7 @@ import json
 import os
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -445,13 +444,11 @@ def test_learning_does_not_rest_while_greedy_games_say_that_there_is_more_to_lea
     tmp_path: Path,
 ) -> None:
     wanted = config(reward=19.5, confirm_games=1, samples_per_insert_mastered=0.5)
-    learner, stop = Learner(wanted, tmp_path, False, started=0.0), cast(Any, SimpleNamespace())
-    stop.reason = ""
-    ratios = []
+    learner, ratios = Learner(wanted, tmp_path, False, started=0.0), list[float]()
     for i in range(151):
         chunk = chunk_of(Spec.of(wanted), 16, 100 * i, terminal=True)
         learner.insert(dataclasses.replace(chunk, episode=EpisodeStats(20.0, 16)))
-        learner.confirm(lambda *_: [19.0], stop)
+        learner.confirm(lambda *_: [19.0])
         ratios.append(learner.limiter.samples_per_insert)
     usual = wanted.samples_per_insert
     # Ten games, a hundred, fifty; and then the second time that they do not confirm it.
@@ -459,7 +456,7 @@ def test_learning_does_not_rest_while_greedy_games_say_that_there_is_more_to_lea
     learner.records.metrics.close()
 
 
-def test_learning_rests_from_ten_games_at_the_mark_until_ten_would_not_solve_it(
+def test_learning_rests_from_ten_games_at_the_mark_until_ten_are_below_the_reward(
     tmp_path: Path,
 ) -> None:
     scores = [21.0] * 10 + [11.0, 20.0, 17.0, 20.0, 26.0, 22.0]

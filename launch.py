@@ -196,7 +196,8 @@ def train_in_lock_step(
     os.environ.update(learner_environment(config))
     stop = StopSignal(*stop_signals())
     from actors.player import Player
-    from learner.learner import Learner, finish
+    from learner.learner import Learner
+    from learner.process import finish
     from learner.state_json import check_saves
 
     player = Player(config, seed=[config.seed, PLAY, 0, 0])
@@ -215,7 +216,7 @@ def train_in_lock_step(
                     player.load_weights(weights.version, weights.vector)
         learner.records.tick(learner, None)
         learner.save_when_due()
-        reason = learner.records.finished(learner.inserted, stop.reason)
+        reason = learner.records.ending.finished(learner.inserted, stop.reason)
     code = finish(learner, None, reason, stop)
     player.close()
     return code
@@ -231,7 +232,7 @@ def learner(words: list[str]) -> int:
     run_dir = Path(folder)
     config = Config.from_file(run_dir / "config.json")
     stop = StopSignal(*stop_signals())  # from whoever signals every process
-    from learner.learner import run_learner
+    from learner.process import run_learner
 
     beats = Heartbeats.open(run_dir / "heartbeats")
     return run_learner(

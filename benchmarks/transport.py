@@ -30,7 +30,8 @@ from common.messages import Chunk, Spec, Weights
 from common.network import network_for, state_size
 from common.router import LearnerEndpoint
 from launch import command, learner_environment
-from learner.learner import PUBLISH_SECONDS, make_sampler
+from learner.learner import make_sampler
+from learner.process import PUBLISH_SECONDS
 from learner.replay import Replay
 
 SENDERS = 8

@@ -1,4 +1,4 @@
-"""The learner process: take chunks, learn, publish weights, keep records."""
+"""The learner: what it does with a chunk, an update, its weights and its checkpoints."""
 
 import itertools
 import time
@@ -10,18 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from common.address import endpoint
-from common.compiled import load_compiler
 from common.config import CONFIRMATION, OF_CHECKPOINTS, SAMPLING, Config
 from common.console import say
-from common.errors import INTERRUPTED, ConfigError, Mismatch
-from common.keys import load_learner_keys
+from common.errors import ConfigError, Mismatch
 from common.lifeline import StopSignal
 from common.machine import available_memory_bytes
 from common.messages import Chunk, Weights
 from common.network import load_state_vector, network_for, state_vector
 from common.policy_file import Policy
-from common.router import LearnerEndpoint, TransportDied
 from common.schedules import learning_rate_of
 from common.timings import Timings
 from learner.checkpoint import Checkpointer, Snapshot, load_newest
@@ -38,9 +34,6 @@ from learner.replay import (
 )
 
 STANDARDIZE_FRAMES = 4096
-# From one version of the weights to the next that actors are given, at least: each costs them some
-# milliseconds (docs/performance.md, "What was tried").
-PUBLISH_SECONDS = 0.1
 # From one best policy that is kept to the next: each takes 5 to 15 ms, most of them for the disk,
 # and a run that plays a hundred games at once may improve with every one.
 KEEP_SECONDS = 1.0
@@ -164,7 +157,7 @@ class Learner:
         not depend on either, stop is None. A policy one of whose games takes ten times as long as
         the longest of the last hundred (it goes round in circles) is not confirmed.
         """
-        if not self.records.looks_solved or (stop and stop.reason):
+        if not self.records.ending.looks_solved or (stop and stop.reason):
             return
         config, games = self.config, self.records.scores.games
         turns, enough = itertools.count(), config.confirm_games + 10 * self.records.longest_game
@@ -174,7 +167,7 @@ class Learner:
 
         def turn() -> None:
             beat()
-            if stop and (stop.reason or self.records.out_of_time):
+            if stop and (stop.reason or self.records.ending.out_of_time):
                 raise _Told
             if next(turns) >= enough:
                 raise TimeoutError("it does not come to an end")
@@ -197,7 +190,7 @@ class Learner:
         """Once in KEEP_SECONDS; but what solves the run at once, and every one in lock-step, which
         must not depend on the clock."""
         now = time.monotonic()
-        if now >= self._next_keep or self.records.solved or self._player:
+        if now >= self._next_keep or self.records.ending.solved or self._player:
             self._next_keep = now + KEEP_SECONDS
             self.save_policy()
 
@@ -215,7 +208,7 @@ class Learner:
         progress = scores.progress(config.mastery_score)
         self.trainer.adam.learning_rate = learning_rate_of(config, progress)
         ratio = config.samples_per_insert
-        if self.mastered and config.rests_when_mastered and not self.records.in_doubt:
+        if self.mastered and config.rests_when_mastered and not self.records.ending.in_doubt:
             ratio = config.samples_per_insert_mastered
         if ratio != self.limiter.samples_per_insert:
             self.limiter = self.limiter.at_ratio(ratio, self.inserted)
@@ -352,120 +345,6 @@ class Learner:
 
 class _Told(Exception):
     """To end, while greedy games are played."""
-
-
-def run_learner(
-    config: Config,
-    run_dir: Path,
-    *,
-    resume: bool,
-    started: float,
-    stop: StopSignal,
-    play_greedily: PlayGreedily,
-    beat: Callable[[], None],
-    call_late_actors: Callable[[], None],
-) -> int:
-    """The learner process, until solved, a limit or `stop`. -> exit code.
-
-    started: the moment of the command (time.monotonic()); play_greedily: what confirms that the run
-    is solved; beat: called every turn; call_late_actors: called every turn while the game is
-    mastered.
-    """
-    transport = open_transport(config, run_dir)  # first: an address in use leaves no trace
-    try:
-        learner = Learner(config, run_dir, resume, started)
-        transport.publish(learner.weights())
-        transport.set_insert_limit(learner.insert_limit(), learner.inserted)
-        transport.start(learner.inserted)
-        load_compiler()  # while actors begin
-        reason = learn(learner, transport, stop, play_greedily, beat, call_late_actors)
-    except TransportDied:  # what was learned until then is whole
-        save_last(learner, beat)
-        learner.records.metrics.close()
-        raise
-    finally:
-        transport.stop()
-    for chunk in last_chunks(transport):
-        learner.insert(chunk)
-        learner.confirm(play_greedily, stop, beat)
-    reason = learner.records.finished(learner.inserted, reason)  # they may have solved it
-    return finish(learner, transport, reason, stop, beat)
-
-
-def learn(
-    learner: Learner,
-    transport: LearnerEndpoint,
-    stop: StopSignal,
-    play_greedily: PlayGreedily,
-    beat: Callable[[], None],
-    call_late_actors: Callable[[], None],
-) -> str:
-    """The loop. -> why it ended."""
-    reason = ""
-    published, next_publish = learner.weights_version, 0.0
-    while not reason:
-        beat()
-        if learner.mastered:
-            call_late_actors()
-        for chunk in transport.drain():
-            learner.insert(chunk)
-            if learner.records.looks_solved:  # nobody shall play for a learner that stands still
-                transport.set_insert_limit(learner.inserted, learner.inserted)
-                learner.confirm(play_greedily, stop, beat)
-        if learner.may_sample():
-            learner.update()
-        else:
-            with learner.timings.section("wait"):
-                transport.wait(0.1)
-        if learner.weights_version > published and time.monotonic() >= next_publish:
-            with learner.timings.section("publish"):
-                transport.publish(learner.weights())
-            published, next_publish = learner.weights_version, time.monotonic() + PUBLISH_SECONDS
-        transport.set_insert_limit(learner.insert_limit(), learner.inserted)
-        learner.records.tick(learner, transport)
-        learner.save_when_due()
-        reason = learner.records.finished(learner.inserted, stop.reason)
-    return reason
-
-
-def finish(
-    learner: Learner,
-    transport: LearnerEndpoint | None,
-    reason: str,
-    stop: StopSignal,
-    beat: Callable[[], None] = lambda: None,
-) -> int:
-    """The last checkpoint and result.json. -> exit code.
-
-    reason: why the run ended, stop's or another: a stop that comes while the end is saved did not
-    end it.
-    """
-    saved = save_last(learner, beat)
-    if not (learner.records.finish(learner, transport, reason) and saved):
-        return 1
-    return INTERRUPTED if reason == stop.reason else 0
-
-
-def save_last(learner: Learner, beat: Callable[[], None]) -> bool:
-    """-> is it saved?"""
-    learner.save_now(beat)
-    if error := learner.checkpoints.error:
-        say(f"The final checkpoint could not be written: {error}; those before it are kept.")
-    return not error
-
-
-def last_chunks(transport: LearnerEndpoint) -> list[Chunk]:
-    """What came in while the transport was stopped: acknowledged, so ours."""
-    try:
-        return transport.drain()
-    except TransportDied as died:  # at the very end, where nothing more was wanted of it
-        say(f"The transport did not end in order: {died.__cause__!r}.")
-        return []
-
-
-def open_transport(config: Config, run_dir: Path) -> LearnerEndpoint:
-    keys = load_learner_keys(Path(config.keys)) if config.keys else None
-    return LearnerEndpoint(config, endpoint(config, run_dir), keys)
 
 
 def make_sampler(config: Config) -> Sampler:

@@ -1,4 +1,4 @@
-"""The learner's bookkeeping: scores, rates, the solved test, result.json, best.safetensors."""
+"""The learner's bookkeeping: scores, rates, result.json, best.safetensors."""
 
 import collections
 import dataclasses
@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -22,23 +22,13 @@ from common.router import LearnerEndpoint
 from common.run_folder import replace_file
 from common.schedules import epsilon_of
 from learner.dqn import UpdateStats
+from learner.ending import Ending
 
 if TYPE_CHECKING:
     from learner.learner import Learner
 
 
 WARNING_PERIOD_SECONDS = 60.0
-# From one time that greedy games did not confirm a solved run to the next that they may: half of
-# the games that count are new by then.
-CONFIRM_AGAIN_GAMES = SOLVED_GAMES // 2
-
-
-class Mark(NamedTuple):
-    """The moment at which the last games were enough to call the run solved."""
-
-    mean: float
-    env_steps: int
-    time: float  # monotonic, seconds
 
 
 class Rates:
@@ -77,17 +67,11 @@ class Records:
     ) -> None:
         self.config, self.run_dir = config, run_dir
         self.scores = Scores()
-        self.wall_before = 0.0  # seconds that earlier parts of a resumed run took
-        self._mark: Mark | None = None
-        self._greedy_mean = math.nan  # of the last that were to confirm it
-        self._confirmed_seconds = math.nan  # when those had been played that did
-        self._next_mark = 0  # after a mark that was not confirmed: so many games until another
-        self._started = started
+        self.ending = Ending(config, self.scores, started, saved)
         self._lengths: collections.deque[int] = collections.deque(maxlen=SOLVED_GAMES)
         self._lags: collections.deque[int] = collections.deque(maxlen=200)
         self._updates, self._sums = 0, UpdateStats(0.0, 0.0, 0.0)  # of the period
         if saved:
-            self.wall_before = saved["wall_seconds"]
             self.scores.last.extend(saved["last_scores"])
             self.scores.games = saved["games"]
             # A policy of a part of the run that was lost in a crash is a policy all the same.
@@ -96,8 +80,6 @@ class Records:
                 mean_score_of(run_dir / "best.safetensors"),
             )
             self.scores.lowest_mean_10 = _from_null(saved["lowest_mean_10"], math.inf)
-            if saved["wanted"] == config.good_score:  # else it is another question now
-                self._next_mark = saved["next_mark"]
             self._lengths.extend(saved["lengths"])
             self._lags.extend(saved["lags"])
             self._updates, self._sums = saved["period"][0], UpdateStats(*saved["period"][1:])
@@ -113,7 +95,6 @@ class Records:
         self._update_speed = 0.0
         self._next_tick = self._next_warning = 0.0
         self._told_env_steps = -1  # at the end of the last period
-        self._ended: float | None = None  # the moment at which learning did
         self._policy_errors: dict[str, OSError] = {}  # by the file's name, until they are told
         self._refused = 0
         self._first = (time.monotonic(), env_steps)
@@ -134,7 +115,7 @@ class Records:
     def game(self, game: EpisodeStats, env_steps: int, updates: int) -> bool:
         """A game is over. -> True when the 100-game mean is a new best: keep the policy. Never
         once the run is solved."""
-        was_solved, now = self.solved, self._now
+        was_solved = self.ending.solved
         self.scores.add(game.score)
         self._lengths.append(game.length_env_steps)
         mean, speed = self.scores.mean_100, self._speed_now(env_steps)
@@ -156,28 +137,18 @@ class Records:
             env_steps,
         )
         self._row("game", env_steps, updates, score=game.score)
-        if not self._mark and self.scores.solved(self.config.reward) and not self.in_doubt:
-            self._mark = Mark(mean, env_steps, now)
-            if self.solved:
-                self._ended = now
+        self.ending.look(env_steps)
         return self.scores.is_new_best() and not was_solved
 
     def confirm(self, scores: Sequence[float], env_steps: int) -> bool:
         """Greedy games of the policy have been played, now that the run `looks_solved`. -> do they
         confirm it? scores: none where they could not be played."""
-        wanted = self.config.good_score
         mean = sum(scores) / len(scores) if scores else math.nan
-        confirmed = mean >= wanted
+        confirmed = self.ending.confirm(mean)
         found = f"mean {mean:+.2f} of {len(scores)}" if scores else "they could not be played"
-        so = "confirmed" if confirmed else f"{wanted:+g} wanted, so learning goes on"
-        say(f"Greedy games: {found}; {so}.")
+        wanted = f"{self.config.good_score:+g} wanted, so learning goes on"
+        say(f"Greedy games: {found}; {'confirmed' if confirmed else wanted}.")
         self.metrics.scalars({"greedy_mean": mean}, env_steps)
-        self._greedy_mean = mean
-        if confirmed and self._mark:
-            self._confirmed_seconds = self.wall_before + time.monotonic() - self._started
-            self._ended = self._mark.time
-        else:
-            self._mark, self._next_mark = None, self.scores.games + CONFIRM_AGAIN_GAMES
         return confirmed
 
     def tick(self, learner: "Learner", transport: LearnerEndpoint | None) -> None:
@@ -195,57 +166,9 @@ class Records:
             self._next_tick = (now // period + 1) * period
 
     @property
-    def looks_solved(self) -> bool:
-        """Is it, but for the greedy games that have to confirm it?"""
-        return self._mark is not None and not self.solved
-
-    @property
-    def solved(self) -> bool:
-        confirmed = not self.config.confirm_games or math.isfinite(self._confirmed_seconds)
-        return self._mark is not None and confirmed
-
-    @property
-    def in_doubt(self) -> bool:
-        """Have greedy games, not long ago, said that the run is not solved?"""
-        return self.config.confirm_games > 0 and self.scores.games < self._next_mark
-
-    @property
     def longest_game(self) -> int:
         """Of the last hundred, in env steps."""
         return max(self._lengths)
-
-    def finished(self, env_steps: int, told: str) -> str:
-        """Why the run is over, or ''; from the first reason on its time stands still. told: why it
-        was asked to end, or ''."""
-        reason = self._reason(env_steps) or told
-        if reason:
-            self._ended = self._now
-        return reason
-
-    def _reason(self, env_steps: int) -> str:
-        config = self.config
-        if self._mark and self.solved:
-            return f"Solved in {self._mark.env_steps:,} env steps!"
-        if config.max_env_steps and env_steps >= config.max_env_steps:
-            return f"Stopped at --max-env-steps {config.max_env_steps}."
-        if self.out_of_time:
-            return f"Stopped at --max-minutes {config.max_minutes:g}."
-        return ""
-
-    @property
-    def out_of_time(self) -> bool:
-        return 0 < 60 * self.config.max_minutes <= self.wall_seconds
-
-    @property
-    def wall_seconds(self) -> float:
-        """Of the whole run: from the command's start, interruptions left out, to the end of
-        learning: the last checkpoint is not counted, nor are the greedy games that confirm it."""
-        return self.wall_before + self._now - self._started
-
-    @property
-    def _now(self) -> float:
-        """The time that counts, which stands still once learning has ended."""
-        return time.monotonic() if self._ended is None else self._ended
 
     # -- what is written ------------------------------------------------------------------------
 
@@ -271,12 +194,13 @@ class Records:
                 "transport/duplicates": stats.duplicates,
             }
             speeds = self._actor_rates.per_second(
-                {str(i): float(n) for i, n in dict(transport.steps_by_actor).items()}, self._now
+                {str(i): float(n) for i, n in dict(transport.steps_by_actor).items()},
+                self.ending.now,
             )
             values |= {f"actors/{i}/steps_per_s": speed for i, speed in speeds.items()}
             for actor_id, shares in transport.reports.items():
                 values |= {f"timings/actor-{actor_id}/{k}": share for k, share in shares.items()}
-        rates = self._rates.per_second(counts, self._now)
+        rates = self._rates.per_second(counts, self.ending.now)
         self._speed, self._update_speed = rates["env_steps"], rates["updates"]
         values |= {
             "speed": rates["env_steps"],
@@ -309,7 +233,7 @@ class Records:
             "records (metrics.csv, TensorBoard)": self.metrics.error,
             "policy": next(iter(self._policy_errors.values()), None),
         }
-        ended = self._ended is not None  # what the end could not write, it tells itself
+        ended = self.ending.has_come  # what the end could not write, it tells itself
         found = [f"the {what}: {error}" for what, error in problems.items() if error and not ended]
         if found:
             say(f"Could not write {'; '.join(found)}. Training goes on without.")
@@ -326,7 +250,7 @@ class Records:
     def _line(self, learner: "Learner", values: dict[str, float]) -> str:
         loss = values.get("train/loss", math.nan)
         return (
-            f"{self.wall_seconds:7.0f} s  {learner.inserted:>9,} env steps  "
+            f"{self.ending.wall_seconds:7.0f} s  {learner.inserted:>9,} env steps  "
             f"{learner.updates:>7,} updates  {values['speed']:6.0f} env steps/s  "
             f"{self._update_speed:5.1f} updates/s  epsilon {values['epsilon']:.2f}  "
             f"loss {_shown(loss, '.4f')}  mean score {_shown(self.scores.mean_100, '+.2f')}"
@@ -336,7 +260,7 @@ class Records:
         self.metrics.row(
             kind,
             {
-                "wall_seconds": round(self.wall_seconds, 3),
+                "wall_seconds": round(self.ending.wall_seconds, 3),
                 "env_steps": env_steps,
                 "updates": updates,
                 "games": self.scores.games,
@@ -379,24 +303,21 @@ class Records:
         kept = math.isfinite(self.scores.best_mean_100)
         kept = kept and (self.run_dir / "best.safetensors").exists()
         # That of a solved run has been kept, and no other is better.
-        better = lost if self.solved else self.scores.is_new_best()
+        better = lost if self.ending.solved else self.scores.is_new_best()
         for name in ("last",) if kept and not better else ("last", "best"):
             self.save_policy(learner.trainer.policy, learner.updates, learner.inserted, name)
-        wall = self.wall_seconds
-        # Games that came in after the one that solved it do not take that back.
-        solved = self._mark if self.solved else None
-        mean = solved.mean if solved else self.scores.mean_100
-        env_steps = solved.env_steps if solved else learner.inserted
+        wall = self.ending.wall_seconds
+        mean, env_steps = self.ending.reached(learner.inserted)
         result = {
-            "solved": self.solved,
+            "solved": self.ending.solved,
             "reason": reason,
             "env_steps": learner.inserted,
             "updates": learner.updates,
             "wall_seconds": round(wall, 3),
             "mean_score_100": _null(mean),
             "best_mean_score_100": _null(self.scores.best_mean_100),
-            "greedy_mean_score": _null(self._greedy_mean),
-            "confirmed_seconds": _null(round(self._confirmed_seconds, 3)),
+            "greedy_mean_score": _null(self.ending.greedy_mean),
+            "confirmed_seconds": _null(round(self.ending.confirmed_seconds, 3)),
             "games": self.scores.games,
             "env_steps_per_second": round(env_steps / wall, 3),
             "updates_per_second": round(learner.updates / wall, 3),
@@ -432,13 +353,11 @@ class Records:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "wall_seconds": self.wall_seconds,
+            **self.ending.state_dict(),
             "last_scores": list(self.scores.last),
             "games": self.scores.games,
             "best_mean_100": _null(self.scores.best_mean_100),
             "lowest_mean_10": _null(self.scores.lowest_mean_10),
-            "next_mark": self._next_mark,
-            "wanted": self.config.good_score,
             "lengths": list(self._lengths),
             "lags": list(self._lags),
             "period": [self._updates, *dataclasses.astuple(self._sums)],
@@ -456,7 +375,7 @@ class Records:
         started, first = self._first
         if self._speed is not None:
             return self._speed
-        return (env_steps - first) / max(self._now - started, 1e-9)
+        return (env_steps - first) / max(self.ending.now - started, 1e-9)
 
     def _lag(self) -> float:
         return sum(self._lags) / len(self._lags) if self._lags else 0.0

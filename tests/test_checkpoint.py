@@ -532,15 +532,15 @@ def test_lock_step_saves_when_its_terminal_closes(
 def test_lock_step_that_is_done_is_not_interrupted_while_it_saves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from learner import learner
+    from learner import process
 
-    finish = learner.finish
+    finish = process.finish
 
     def told_meanwhile(*arguments: Any) -> int:
         os.kill(os.getpid(), signal.SIGINT)
         return finish(*arguments)
 
-    monkeypatch.setattr(learner, "finish", told_meanwhile)
+    monkeypatch.setattr(process, "finish", told_meanwhile)
     assert lock_step(tmp_path, "--max-env-steps", "300") == 0
 
 

@@ -26,8 +26,9 @@ from common.router import LearnerEndpoint, TransportDied
 from learner import segments
 from learner.checkpoint import Checkpointer, list_checkpoints
 from learner.dqn import NotFinite
-from learner.learner import Learner, PlayGreedily, learn, make_sampler, run_learner
+from learner.learner import Learner, PlayGreedily, make_sampler
 from learner.prioritized import PrioritizedSampler
+from learner.process import learn, run_learner
 from tests.builders import chunk_of, config
 from tests.gpu import as_on_a_gpu
 
@@ -224,7 +225,7 @@ def test_actors_are_given_each_version_or_ten_times_a_second_the_newest(
         set_insert_limit=lambda *_: None,
         wait=lambda _: None,
     )
-    monkeypatch.setattr("learner.learner.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("learner.process.time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(learner.records, "tick", lambda *_: None)
     monkeypatch.setattr(learner, "may_sample", lambda: turn[0] not in (13, 14))
     learn(learner, transport, told, lambda *_: [], beat, call_late_actors=lambda: None)
@@ -413,11 +414,11 @@ def test_a_policy_that_greedy_games_confirm_is_the_one_that_is_kept(
     play, told, beats = Greedy(0.5, 1.5), cast(Any, SimpleNamespace(reason="")), list[int]()
     best = folder.path / "best.safetensors"
     win(learner, 100, play, told, lambda: beats.append(1))
-    assert not learner.records.solved and not best.exists()
+    assert not learner.records.ending.solved and not best.exists()
     for _ in range(40):
         learner.update()
     win(learner, 50, play, told, lambda: beats.append(1))
-    assert learner.records.solved
+    assert learner.records.ending.solved
     assert len(beats) == len(set(play.seeds)) == len(play.means) + 2 == 2
     kept = state_vector(load_policy(best).network)
     assert np.array_equal(kept, state_vector(learner.trainer.policy))
@@ -447,9 +448,9 @@ def test_a_stop_while_greedy_games_are_played_leaves_open_whether_the_run_is_sol
     play = Greedy(1.0)
     win(learner, 110, play, told, beat)  # ten that came in meanwhile
     records = learner.records
-    assert not records.solved and not records.in_doubt
+    assert not records.ending.solved and not records.ending.in_doubt
     assert len(play.seeds) == capsys.readouterr().out.count("greedy games have to") == 1
-    assert records.finished(learner.inserted, told.reason) == "Told to stop."
+    assert records.ending.finished(learner.inserted, told.reason) == "Told to stop."
 
 
 def test_greedy_games_end_with_the_time_of_the_run(
@@ -465,7 +466,7 @@ def test_greedy_games_end_with_the_time_of_the_run(
     play = Greedy(1.0, turns=5)
     win(learner, 100, play, cast(Any, SimpleNamespace(reason="")), beat)
     assert clock[0] == 60.0 and play.means == [1.0]
-    assert learner.records.finished(learner.inserted, "") == "Stopped at --max-minutes 1."
+    assert learner.records.ending.finished(learner.inserted, "") == "Stopped at --max-minutes 1."
 
 
 @pytest.mark.parametrize(("turns", "confirmed"), [(602, True), (603, False)])
@@ -477,8 +478,8 @@ def test_a_policy_that_goes_round_in_circles_is_not_confirmed(
     for _ in range(100):
         fill(learner, 1, episode=EpisodeStats(1.0, 60))
         learner.confirm(Greedy(1.0, turns=turns))
-    assert learner.records.solved == confirmed
-    assert learner.records.in_doubt != confirmed
+    assert learner.records.ending.solved == confirmed
+    assert learner.records.ending.in_doubt != confirmed
 
 
 def test_nobody_plays_for_a_learner_that_has_its_policy_evaluated(
@@ -510,7 +511,7 @@ def test_a_game_that_breaks_when_it_is_played_greedily_costs_nothing_that_is_lea
     learner = folder.learner(config(reward=0.5, confirm_games=2))
     broken = Greedy(ConfigError("Catch gave a reward of nan, expected a finite one."))
     win(learner, 100, broken, cast(Any, SimpleNamespace(reason="")))
-    assert not learner.records.solved and learner.records.in_doubt
+    assert not learner.records.ending.solved and learner.records.ending.in_doubt
     told = capsys.readouterr()
     assert told.err == (
         "A greedy game failed (--confirm-games 0 does without): ConfigError: Catch gave a reward "

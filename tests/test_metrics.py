@@ -200,7 +200,7 @@ def test_the_last_rates_are_of_the_time_of_learning_whatever_comes_after_it(
     learner.inserted, clock[0] = 1000, 1010.0
     learner.records.tick(learner, None)
     learner.inserted, clock[0] = 1400, 1012.0
-    assert learner.records.finished(1400, "Told to stop.")
+    assert learner.records.ending.finished(1400, "Told to stop.")
     clock[0] = 1030.0  # the last checkpoint was long in writing
     assert learner.records.finish(learner, None, "Told to stop.")
     assert float(rows_of(tmp_path)[-1]["env_steps_per_second"]) == pytest.approx(1400 / 12, 1e-4)
@@ -287,66 +287,20 @@ def test_solved_needs_a_hundred_games_above_the_mark() -> None:
     assert not scores.solved(19.5)
 
 
-def test_a_run_that_was_solved_stays_so_whatever_comes_in_before_it_ends(tmp_path: Path) -> None:
-    records = Records(config(), tmp_path, 0.0, None, 0, 0)
-    for i, score in enumerate((*[21.0] * 100, *[-21.0] * 10)):
-        records.game(EpisodeStats(score, 60), env_steps=10 * (i + 1), updates=1)
-    assert not records.scores.solved(19.5)
-    assert records.finished(1_100, "Told to stop.") == "Solved in 1,000 env steps!"
-    records.metrics.close()
-
-
-def looking_solved(run_dir: Path, games: int = 3) -> Records:
-    """Of a run that a hundred games have solved, but for so many greedy ones."""
-    records = Records(config(reward=19.5, confirm_games=games), run_dir, 0.0, None, 0, 0)
-    for i in range(100):
-        records.game(EpisodeStats(20.0, 60), env_steps=10 * (i + 1), updates=1)
-    return records
-
-
-def test_a_run_is_solved_when_greedy_games_confirm_it_and_since_its_hundred_games(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
-    records = looking_solved(tmp_path)
-    assert records.looks_solved and not records.solved
-    assert records.finished(1_000, "") == ""
-    clock[0] = 130.0
-    assert records.confirm([19.0, 20.0, 21.0], 1_000)  # 19.5 rounded up
-    assert records.solved and not records.looks_solved
-    assert records.wall_seconds == 100.0
-    clock[0] = 140.0
-    records.game(EpisodeStats(-21.0, 60), env_steps=1_100, updates=1)
-    assert records.finished(1_100, "") == "Solved in 1,000 env steps!"
-    assert (records.wall_seconds, records._confirmed_seconds) == (100.0, 130.0)
-    records.metrics.close()
-
-
 @pytest.mark.parametrize("scores", [[19.0, 20.0, 20.0], []])
-def test_a_run_that_greedy_games_do_not_confirm_goes_on_for_fifty_games_at_least(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float]
+def test_what_greedy_games_have_said_is_remembered_after_a_resume(
+    tmp_path: Path, scores: list[float]
 ) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
-    records = looking_solved(tmp_path)
-    clock[0] = 130.0
-    assert not records.confirm(scores, 1_000)
-    assert records.finished(1_000, "") == ""
-    assert records.wall_seconds == 130.0  # they count, since they did not help
-    saved = records.state_dict()
-    records.metrics.close()
-    less = dataclasses.replace(records.config, reward=18.5)  # which is another question
-    for settings, doubted in ((less, False), (records.config, True)):
-        records = Records(settings, tmp_path, 0.0, saved, 1_000, 1)  # after a resume
-        assert records.in_doubt == doubted
+    settings, saved = config(reward=19.5, confirm_games=3), None
+    for part, doubted in (("first", False), ("second", True)):
+        (tmp_path / part).mkdir()
+        records = Records(settings, tmp_path / part, 0.0, saved, 0, 0)
+        assert records.ending.in_doubt == doubted
+        for _ in range(0 if doubted else 100):
+            records.game(EpisodeStats(20.0, 60), env_steps=1, updates=1)
+        assert not records.confirm(scores, 1_000)
+        saved = records.state_dict()
         records.metrics.close()
-    records = Records(records.config, tmp_path, 0.0, saved, 1_000, 1)
-    for game in range(50):
-        assert records.in_doubt and not records.looks_solved, game
-        records.game(EpisodeStats(20.0, 60), env_steps=2_000, updates=1)
-    assert records.looks_solved and not records.in_doubt
-    records.metrics.close()
 
 
 def test_a_best_policy_that_could_not_be_written_is_tried_again_after_the_next_game(
@@ -525,8 +479,8 @@ def test_the_time_of_a_run_ends_with_its_learning(
     monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
     learner = Learner(config(max_env_steps=5), tmp_path, resume=False, started=1000.0)
     clock[0] = 1060.0
-    assert not learner.records.finished(4, "")
-    assert learner.records.finished(4 if told else 5, told)
+    assert not learner.records.ending.finished(4, "")
+    assert learner.records.ending.finished(4 if told else 5, told)
     clock[0] = 1090.0  # the last checkpoint was long in writing
     assert learner.records.finish(learner, None, told)
     assert json.loads((tmp_path / "result.json").read_text())["wall_seconds"] == 60.0
@@ -552,21 +506,3 @@ def test_a_best_policy_that_was_lost_and_beaten_by_the_one_kept_is_no_error(
     assert not records.game(EpisodeStats(-21.0, 60), env_steps=1, updates=1)
     assert records.finish(learner, None, "done")
     assert mean_score_of(tmp_path / "best.safetensors") == 1.0
-
-
-@pytest.mark.parametrize("before", [0.0, 50.0])
-def test_a_run_ends_with_its_minutes_those_before_a_resume_included(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: float
-) -> None:
-    clock = [1000.0]
-    monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
-    (tmp_path / "first").mkdir()
-    first = Records(config(), tmp_path / "first", 1000.0 - before, None, 0, 0)
-    saved = first.state_dict()
-    first.metrics.close()
-    records = Records(config(max_minutes=1.0), tmp_path, 1000.0, saved, 0, 0)
-    clock[0] = 1059.0 - before
-    assert records.finished(0, "") == ""
-    clock[0] = 1060.0 - before
-    assert records.finished(0, "") == "Stopped at --max-minutes 1."
-    records.metrics.close()

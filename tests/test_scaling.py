@@ -24,7 +24,7 @@ from benchmarks.scaling.simulation import (
 )
 from benchmarks.scaling.studies import balance, settled
 from common.config import GAMES_EACH, Config
-from learner.learner import PUBLISH_SECONDS
+from learner.process import PUBLISH_SECONDS
 
 FREE = Costs(**{field.name: 0.0 for field in dataclasses.fields(Costs)})
 STEP = 1 / 1024  # seconds; a power of two, so that sums are exact

@@ -155,7 +155,7 @@ class Router:
 
 
 class Trainer:
-    """learner/learner.py, `learn`: store what arrived, update if the limiter allows, publish."""
+    """learner/process.py, `learn`: store what arrived, update if the limiter allows, publish."""
 
     def __init__(self, run: Run, cores: Shared) -> None:
         config = run.scenario.config

@@ -7,7 +7,7 @@ from typing import Any
 from common.config import GAMES_EACH, Config
 from common.errors import ConfigError
 from common.presets import make_config
-from learner.learner import PUBLISH_SECONDS
+from learner.process import PUBLISH_SECONDS
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class Trainer:
         loss, td_error, q = td_loss(self.online, self.target, batch, config.double, config.loss)
         self.adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.get_total_norm(self.adam.gradients)
+        norm = self.adam.gradient_norm()
         return torch.stack([loss.detach(), q.mean(), norm]), td_error
 
     def _step_on_device(self, batch: TransitionBatch, learning_rate: Tensor) -> Tensor:

@@ -73,6 +73,9 @@ class Learner:
         self.config, self.run_dir, self._player = config, run_dir, player
         device = learner_device(config)
         torch.set_num_threads(config.learner_threads)
+        # Where an input is always zero, a weight's first moment shrinks until it is a subnormal
+        # number, which is slow to multiply: three in ten are, after some minutes of Pong.
+        torch.set_flush_denormal(True)
         torch.manual_seed(config.seed)
         replay_device = device if config.replay_device == "cuda" else torch.device("cpu")
         check_fits(config, *available_memory(replay_device), resume=resume)

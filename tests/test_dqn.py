@@ -330,7 +330,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change(
         as_on_a_gpu(trainer)
     before = trainer.tensors()
     with monkeypatch.context() as patched:
-        patched.setattr("learner.dqn.nn.utils.get_total_norm", lambda _: torch.tensor(norm))
+        patched.setattr("learner.adam.Adam.gradient_norm", lambda _: torch.tensor(norm))
         with pytest.raises(NotFinite, match=f"gradient norm is {norm} at update 1:"):
             trainer.update(random_batch())
     for name, tensor in trainer.tensors().items():

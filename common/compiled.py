@@ -18,9 +18,11 @@ class compiled(Generic[P, R]):
     constants of other modules are part of it: who changes one deletes `__pycache__`.
     """
 
-    def __init__(self, function: Callable[P, R]) -> None:
+    def __init__(self, function: Callable[P, R], in_any_order: bool = False) -> None:
         update_wrapper(self, function)
         self._function = function
+        # Of LLVM's fast math what changes the roundings of sums, and not what NaN and infinity are.
+        self._fast_math: bool | set[str] = {"reassoc", "contract"} if in_any_order else False
         self._call: Callable[P, R] | None = None
 
     def __call__(self, *arguments: P.args, **named: P.kwargs) -> R:
@@ -36,9 +38,15 @@ class compiled(Generic[P, R]):
         import numba
 
         try:
-            return cast(Callable[P, R], numba.njit(cache=keep)(self._function))
+            dispatcher = numba.njit(cache=keep, fastmath=self._fast_math)(self._function)
         except RuntimeError:  # nowhere to keep it
-            return cast(Callable[P, R], numba.njit(self._function))
+            dispatcher = numba.njit(fastmath=self._fast_math)(self._function)
+        return cast(Callable[P, R], dispatcher)
+
+
+def compiled_in_any_order(function: Callable[P, R]) -> compiled[P, R]:
+    """The same for sums whose terms may be added in any order: on one machine it is one order."""
+    return compiled(function, in_any_order=True)
 
 
 def load_compiler() -> None:

@@ -10,7 +10,7 @@ is no gradient and little to do.
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,17 +30,26 @@ FEWEST_SCREENS = 32  # ... and where there are fewer
 ROWS = 64
 PIXEL = np.uint32  # what it is in each frame of a stack, the oldest in the lowest byte
 Layer = tuple[Tensor, Tensor | None, int]  # weight, bias, stride
-# rows: [B, H, W] i64, of each place its row among a layer's values [R, C]; row 0 stands for all
-# that do not differ.
 Array = np.ndarray
 
 
-def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]) -> Tensor | None:
+class Places(NamedTuple):
+    """What a layer gives. rows: [B, H, W] i64, of each place its row among values [R, C], which are
+    f32 or what autocast says. Row 0 is that of all places where the screen does not differ."""
+
+    rows: Array
+    values: Tensor
+
+    def images(self) -> Tensor:
+        """-> [B, C, H, W] channels last."""
+        return _select(self.values, self.rows).view(*self.rows.shape, -1).permute(0, 3, 1, 2)
+
+
+def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]) -> Places | None:
     """F.conv2d and ReLU, layer after layer, of obs - background; None where F.conv2d is faster.
 
     obs: [B, STACK, H, W] u8; background: [H, W] f32, whole grey levels; layers: weight [C', C, K,
-    K] f32, bias [C'] f32 and stride of each, the first with stride BLOCK and a kernel of twice that
-    -> [B, C, H', W'] channels last, f32 or what autocast says.
+    K] f32, bias [C'] f32, stride of each, that of the first being BLOCK and half of its kernel.
     """
     screens = obs.permute(0, 2, 3, 1)  # [B, H, W, STACK]
     factor = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
@@ -55,7 +64,7 @@ def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]
         if number == 0 and np.count_nonzero(rows) > LARGEST_SHARE * rows.size:
             return None
         values = _product(_select(values, seen).view(len(seen), -1), weight, bias)
-    return _select(values, rows).view(*rows.shape, -1).permute(0, 3, 1, 2)
+    return Places(rows, values)
 
 
 @functools.cache

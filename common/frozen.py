@@ -85,9 +85,9 @@ class Frozen:
             kernel = weight.shape[-1]
             by_place = weight.float().permute(2, 3, 1, 0).flatten(0, 1)
             usual = self._add(kernel, stride, by_place, bias, usual)
-        weight = torch.cat([layer.weight for layer in self._hidden]).float()
-        bias = torch.cat([layer.bias for layer in self._hidden]).float()
-        self._add(0, 0, weight.view(len(weight), len(usual), -1).permute(2, 1, 0), bias, usual)
+        weight = torch.cat([layer.weight.t() for layer in self._hidden], dim=1)
+        bias = torch.cat([layer.bias for layer in self._hidden])
+        self._add(0, 0, weight.view(len(usual), -1, len(bias)).transpose(0, 1), bias, usual)
 
     def _add(
         self, kernel: int, stride: int, weight: Tensor, bias: Tensor | None, usual: Tensor

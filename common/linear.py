@@ -15,8 +15,14 @@ from torch.autograd.function import once_differentiable
 class Linear(nn.Linear):
     """nn.Linear, [B, in] -> [B, out]: the same but for the order of its sums.
 
-    torch.compile is left to choose for itself.
+    In memory the weights of one input lie side by side, so that those of an input that is zero can
+    be passed over (`common/hidden.py`); their shape is nn.Linear's. torch.compile is left to choose
+    for itself.
     """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.weight = nn.Parameter(self.weight.detach().t().contiguous().t())
 
     def forward(self, x: Tensor) -> Tensor:
         in_float32 = x.dtype == self.weight.dtype == torch.float32
@@ -43,7 +49,7 @@ class _ByOneDNN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
-        return _product(grad, weight.t()), _product(grad.t(), x.t()), grad.sum(dim=0)
+        return _product(grad, weight.t()), _product(x.t(), grad.t()).t(), grad.sum(dim=0)
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:

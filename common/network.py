@@ -9,6 +9,7 @@ float32 (Kalamkar et al. 2019): an update then takes three quarters to five sixt
 a CPU that does so natively.
 """
 
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -17,8 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import FRAME_SHAPE, STACK, Config
-from common.foreground import Layer, convolve_foreground
+from common.foreground import Layer, Places, convolve_foreground
 from common.frozen import Frozen
+from common.hidden import multiply_few
 from common.linear import Linear
 from common.machine import multiplies_bfloat16
 
@@ -33,7 +35,7 @@ class DQN(nn.Module):
     """Action values of stacked frames.
 
     input_shape: (STACK, height, width); n_actions: size of the output; bfloat16: round the factors
-    of every layer but the last (`for_inference`: of few observations the hidden weights only).
+    of every layer but the last, where libraries multiply them.
     forward: obs [B, *input_shape] u8 -> q [B, n_actions] f32.
     """
 
@@ -80,37 +82,52 @@ class DQN(nn.Module):
     def _streams(self, obs: Tensor) -> list[Tensor]:
         """What the heads give: [B, n_actions] f32 and, dueling, [B, 1] f32. The last layer, small
         as it is, keeps what tells one action from another."""
-        hidden: Tensor | None = None
-        if self._frozen and obs.is_cpu and not torch.compiler.is_compiling():
-            hidden = self._frozen(obs)
-        if hidden is not None:
-            each = hidden.chunk(len(self._heads), dim=1)
-        else:
-            features = self.convolve(obs)
-            with self._rounding(obs.device):
-                each = tuple(F.relu(head[0](features)) for head in self._heads)
-        return [head[-1](units.float()) for head, units in zip(self._heads, each, strict=True)]
+        hidden = self._hidden(obs)
+        return [head[-1](units.float()) for head, units in zip(self._heads, hidden, strict=True)]
+
+    def _hidden(self, obs: Tensor) -> Sequence[Tensor]:
+        """What the hidden layer of each head gives: [B, units] f32 or bf16."""
+        if self._frozen and by_loops(obs) and (hidden := self._frozen(obs)) is not None:
+            return hidden.chunk(len(self._heads), dim=1)
+        layers, places = self._hidden_layers, self._places(obs)
+        if places and (few := multiply_few(places, layers)):
+            return [F.relu(units) for units in few]
+        features = self._features(obs, places)
+        with self._rounding(obs.device):
+            return [F.relu(layer(features)) for layer in layers]
 
     @property
     def _heads(self) -> list[nn.Sequential]:
         return [self.advantage, self.value] if self.dueling else [self.advantage]
 
-    def convolve(self, obs: Tensor) -> Tensor:
-        """[B, STACK, H, W] u8 -> features [B, width] f32 or bf16.
+    @property
+    def _hidden_layers(self) -> list[Linear]:
+        return [layer for head in self._heads if isinstance(layer := head[0], Linear)]
 
-        The scale divides the first layer's weights, which are fewer than the pixels.
-        """
-        weight = self.first.weight / self.pixel_scale
+    def convolve(self, obs: Tensor) -> Tensor:
+        """[B, STACK, H, W] u8 -> features [B, width] f32 or bf16."""
+        return self._features(obs, self._places(obs))
+
+    def _places(self, obs: Tensor) -> Places | None:
+        """What the last convolution gives, where that is found by what differs."""
+        if not by_loops(obs):
+            return None
+        layers = [(self._first_weight(), self.first.bias, self.first.stride[0]), *self._others()]
         with self._rounding(obs.device):
-            if obs.is_cpu and not torch.compiler.is_compiling():
-                layers = [(weight, self.first.bias, self.first.stride[0]), *self._others()]
-                found = convolve_foreground(obs, self.background, layers)
-                if found is not None:
-                    return found.flatten(1)
-            pixels = self._less_background(obs)
+            return convolve_foreground(obs, self.background, layers)
+
+    def _features(self, obs: Tensor, places: Places | None) -> Tensor:
+        with self._rounding(obs.device):
+            if places:
+                return places.images().flatten(1)
+            pixels, weight = self._less_background(obs), self._first_weight()
             first = F.conv2d(pixels, weight, self.first.bias, self.first.stride)
             features: Tensor = self.rest(first)
-        return features
+            return features
+
+    def _first_weight(self) -> Tensor:
+        """Divided by the scale: these are fewer than the pixels."""
+        return self.first.weight / self.pixel_scale
 
     def _less_background(self, obs: Tensor) -> Tensor:
         """[B, STACK, H, W] u8 -> the same f32 or bf16. What is left are small whole numbers, exact
@@ -130,14 +147,9 @@ class DQN(nn.Module):
 
     def for_inference(self) -> Self:
         """The same, never to be trained: what is usual is computed when weights have been loaded,
-        what is not in each forward pass, where that is little. Else the hidden layers' weights,
-        nearly all there are, are rounded when they are loaded and not each time."""
-        if self.in_bfloat16:
-            for head in self._heads:
-                head[0].to(torch.bfloat16)
+        what is not in each forward pass, where that is little."""
         layers = [(self.first.weight, self.first.bias, self.first.stride[0]), *self._others()]
-        hidden = [layer for head in self._heads if isinstance(layer := head[0], nn.Linear)]
-        self._frozen = Frozen(self.background, self.pixel_scale, layers, hidden)
+        self._frozen = Frozen(self.background, self.pixel_scale, layers, self._hidden_layers)
         return self.eval()
 
     def _rounding(self, device: torch.device) -> torch.autocast:
@@ -154,6 +166,11 @@ class DQN(nn.Module):
         self.background.copy_(background)
         distance = frames.float() - background
         self.pixel_scale.copy_(distance.pow(2).mean().sqrt().clamp(min=1.0))
+
+
+def by_loops(obs: Tensor) -> bool:
+    """May what is computed of these be found by loops of our own?"""
+    return obs.is_cpu and not torch.compiler.is_compiling()
 
 
 def network_for(config: Config, device: str = "cpu") -> DQN:

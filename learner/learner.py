@@ -305,7 +305,7 @@ class Learner:
         tensors = self.trainer.tensors()
         if self._player:
             tensors |= {
-                f"player.{name}": tensor.clone()
+                f"player.{name}": tensor.clone(memory_format=torch.contiguous_format)
                 for name, tensor in self._player.network.state_dict().items()
             }
         return Snapshot(self.inserted, tensors, state, list(self.replay.chunks))

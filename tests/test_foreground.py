@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import common.foreground as foreground
-from common.foreground import FEWEST_SCREENS, LARGEST_SHARE, ROWS, convolve_foreground, pays_here
+from common.foreground import (
+    FEWEST_SCREENS,
+    LARGEST_SHARE,
+    ROWS,
+    Places,
+    convolve_foreground,
+    pays_here,
+)
 from common.network import DQN
 from tests.builders import busy_screens, still_screens
 
@@ -57,9 +64,9 @@ def test_values_and_gradients_are_those_of_convolutions_everywhere(network: str)
     background = backdrop()
     obs, layers = busy_screens(background, SHAPE[0]), layers_of(network)
     ours, exact = leaves(layers, torch.float32), leaves(layers, torch.float64)
-    found = convolve_foreground(obs, background, [*ours])
-    assert found is not None
-    expected = everywhere(obs, background, exact)
+    places = convolve_foreground(obs, background, [*ours])
+    assert places is not None
+    found, expected = places.images(), everywhere(obs, background, exact)
     assert found.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-4)
     factor = torch.randn(expected.shape)
@@ -79,11 +86,12 @@ def test_in_bfloat16_they_are_as_exact_as_those_of_convolutions_in_bfloat16(netw
     ours, theirs = (leaves(layers, torch.float32) for _ in range(2))
     exact = leaves(layers, torch.float64)
     with rounding():
-        found = convolve_foreground(obs, background, [*ours])
+        places = convolve_foreground(obs, background, [*ours])
         rounded = (obs.float() - background).to(memory_format=torch.channels_last)
         for weight, bias, stride in theirs:
             rounded = F.relu(F.conv2d(rounded, weight, bias, stride))
-    assert found is not None
+    assert places is not None
+    found = places.images()
     assert found.dtype == rounded.dtype == torch.bfloat16
     expected = everywhere(obs, background, exact)
     factor = torch.randn(expected.shape)
@@ -109,11 +117,11 @@ def test_in_bfloat16_gradients_of_all_places_that_do_not_differ_are_added_up_exa
     with torch.no_grad():
         bias.fill_(1.0)
     with rounding():
-        found = convolve_foreground(
+        places = convolve_foreground(
             still_screens(background, SHAPE[0]), background, [(weight, bias, stride)]
         )
-    assert found is not None
-    found.sum().backward()  # type: ignore[no-untyped-call]
+    assert places is not None
+    places.images().sum().backward()  # type: ignore[no-untyped-call]
     assert bias.grad is not None
     assert torch.equal(bias.grad, torch.full_like(bias, SHAPE[0] * 20 * 20))
 
@@ -240,9 +248,9 @@ def test_a_network_gives_the_same_values_either_way(
     frames[:40, 10:20, 10:20] = 236
     network.standardize(frames)
     obs = busy_screens(network.background, SHAPE[0])
-    calls: list[Tensor | None] = []
+    calls: list[Places | None] = []
 
-    def noted(*arguments: object) -> Tensor | None:
+    def noted(*arguments: object) -> Places | None:
         calls.append(convolve_foreground(*arguments))  # type: ignore[arg-type]
         return calls[-1]
 

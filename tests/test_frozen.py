@@ -67,11 +67,11 @@ def test_values_are_those_of_the_whole_network(
 
 
 @torch.no_grad()
-def test_in_bfloat16_nothing_but_the_hidden_layers_weights_is_rounded(computed: list[bool]) -> None:
+def test_nothing_is_rounded_to_bfloat16(computed: list[bool]) -> None:
     learns = standardized(bfloat16=True)
     plays = playing("nips", learns, bfloat16=True)
     exact = DQN((4, 84, 84), 6, "nips")
-    load_state_vector(exact, state_vector(plays))
+    load_state_vector(exact, state_vector(learns))
     obs = busy(learns)
     assert torch.allclose(plays(obs), exact(obs), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(plays(obs), learns(obs), rtol=1e-4, atol=1e-4)

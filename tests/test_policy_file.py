@@ -22,6 +22,11 @@ from tests.builders import CATCH, config
 from tests.catch import Catch
 
 
+def weights_of(settings: Config) -> dict[str, torch.Tensor]:
+    """Of a fresh network, as a file has them."""
+    return {name: t.contiguous() for name, t in network_for(settings).state_dict().items()}
+
+
 def test_a_policy_comes_back_with_its_configuration(tmp_path: Path) -> None:
     of_this_run = {"run_dir": "/somewhere", "run_id": "1f", "bind": "tcp://[::1]:5", "keys": "k"}
     path, settings = tmp_path / "best.safetensors", config(**of_this_run)
@@ -84,7 +89,7 @@ def test_a_policy_whose_configuration_is_none_is_refused_in_a_sentence(
     tmp_path: Path, metadata: dict[str, str], told: str
 ) -> None:
     path = tmp_path / "p.safetensors"
-    path.write_bytes(save(network_for(config()).state_dict(), metadata))
+    path.write_bytes(save(weights_of(config()), metadata))
     with pytest.raises(ConfigError, match=told):
         load_policy(path)
 
@@ -111,12 +116,12 @@ def test_a_policy_of_another_version_is_played_where_all_is_known_that_play_depe
     path = tmp_path / "p.safetensors"
     theirs = {**json.loads(config().to_json()), **change}
     known = {name: value for name, value in theirs.items() if value is not None}
-    path.write_bytes(save(network_for(config()).state_dict(), {"config": json.dumps(known)}))
+    path.write_bytes(save(weights_of(config()), {"config": json.dumps(known)}))
     if fits:
         assert load_policy(path).config.env == CATCH
         known |= {"reward": 1e9}  # with which today's step size would not go together
         del known["learning_rate_final"]
-        path.write_bytes(save(network_for(config()).state_dict(), {"config": json.dumps(known)}))
+        path.write_bytes(save(weights_of(config()), {"config": json.dumps(known)}))
         assert load_policy(path).config.env == CATCH
     else:
         with pytest.raises(Mismatch, match=rf"p\.safetensors is of another .*{next(iter(change))}"):
@@ -126,7 +131,7 @@ def test_a_policy_of_another_version_is_played_where_all_is_known_that_play_depe
 def test_a_checkpoint_of_another_version_is_played_where_all_is_known_too(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "step-000000000001"
     folder.mkdir(parents=True)
-    tensors = {f"policy.{n}": t for n, t in network_for(config()).state_dict().items()}
+    tensors = {f"policy.{n}": t for n, t in weights_of(config()).items()}
     (folder / "model.safetensors").write_bytes(save(tensors))
     theirs = json.loads(config().to_json())
     del theirs["idle_max_env_steps"]

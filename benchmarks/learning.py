@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from benchmarks.acting import precision_here
+from benchmarks.acting import precision_here, trained_vector
 from benchmarks.experience import played
 from benchmarks.measure import (
     UPDATES,
@@ -29,7 +30,7 @@ from benchmarks.peers.plain import PlainLearner
 from benchmarks.worker import Worker, versus
 from common.config import Config
 from common.machine import cores, multiplies_bfloat16
-from common.network import network_for
+from common.network import load_state_vector, network_for
 from common.presets import make_config
 from launch import learner_environment
 from learner.adam import Adam
@@ -71,17 +72,20 @@ def learner_sides(
 
     steps = {"learner": update, "trainer": compute, "plain": plain(preloaded, network)}
     steps["trainer, float32"] = compute_in_float32
+    weights = learner.trainer.online.state_dict()
     for channels_last in (False, True):
         layout = "NHWC" if channels_last else "NCHW"
-        steps[f"eager {layout}"] = bare(config, preloaded, channels_last, False)
-        if compiled and (step := compiling(config, preloaded, channels_last)):
+        steps[f"eager {layout}"] = bare(config, preloaded, channels_last, False, weights)
+        if compiled and (step := compiling(config, preloaded, channels_last, weights)):
             steps[f"compiled {layout}"] = step
     return {name: steadily(step) for name, step in steps.items()}
 
 
-def compiling(config: Config, batch: TransitionBatch, channels_last: bool) -> Step | None:
+def compiling(
+    config: Config, batch: TransitionBatch, channels_last: bool, weights: dict[str, Tensor]
+) -> Step | None:
     """The compiled form, once it has run; None where it cannot: it needs more than a compiler."""
-    step = bare(config, batch, channels_last, True)
+    step = bare(config, batch, channels_last, True, weights)
     try:
         step()
     except Exception:  # of whatever kind, of a compiler's
@@ -105,7 +109,9 @@ def learning(batch: int, network: str, threads: int, precision: str = "auto") ->
 
 
 def filled_learner(config: Config) -> Learner:
-    """The learner of a run, with a replay of random play, the same again and again."""
+    """The learner of a run, with a replay of random play, the same again and again. With the
+    network of the policy that ships it has the weights of that: how much there is to multiply
+    depends on them, and fresh ones change most."""
     with tempfile.TemporaryDirectory(prefix="volley-bench-") as folder:
         learner = Learner(config, Path(folder), resume=False, started=time.monotonic())
         chunks = played(config, PLAYED)
@@ -114,11 +120,22 @@ def filled_learner(config: Config) -> Learner:
                 learner.replay.add(chunk)
                 learner.inserted += len(chunk)
         learner.trainer.standardize(learner.replay.spread_frames(STANDARDIZE_FRAMES))
+        if config.network == Config().network:
+            load_state_vector(learner.trainer.online, trained_vector())
+            learner.trainer.sync_target()
+            learner.trainer.average_policy(share=1.0)
     return learner
 
 
-def bare(config: Config, batch: TransitionBatch, channels_last: bool, compiled: bool) -> Step:
-    """Forward, backward, target forward and optimizer on one batch, where that is; nothing else."""
+def bare(
+    config: Config,
+    batch: TransitionBatch,
+    channels_last: bool,
+    compiled: bool,
+    weights: dict[str, Tensor] | None = None,
+) -> Step:
+    """Forward, backward, target forward and optimizer on one batch, where that is; nothing else.
+    weights: the networks' first ones; left out, fresh ones."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     device = batch.obs.device
     online, target = (
@@ -127,6 +144,8 @@ def bare(config: Config, batch: TransitionBatch, channels_last: bool, compiled: 
     )
     for network in (online, target):  # how much they compute depends on it
         network.standardize(batch.obs.flatten(0, 1).cpu())
+        if weights:
+            network.load_state_dict(weights)
     target.for_inference().requires_grad_(False)
     obs, next_obs = (x.to(memory_format=layout, copy=True) for x in (batch.obs, batch.next_obs))
     batch = TransitionBatch(

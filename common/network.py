@@ -5,8 +5,8 @@ optional dueling head (Wang et al. 2016). Input scaling lives inside: a backgrou
 are buffers of the network, so they travel with its weights, checkpoints and exports.
 
 Parameters that learn are float32. What is multiplied may be rounded to bfloat16 first, sums stay
-float32 (Kalamkar et al. 2019): an update then takes three quarters to five sixths of the time on
-a CPU that does so natively.
+float32 (Kalamkar et al. 2019): an update then takes three quarters to nine tenths of the time on a
+CPU that does so natively.
 """
 
 from collections.abc import Sequence

@@ -119,11 +119,12 @@ def filled_learner(config: Config) -> Learner:
             for chunk in chunks:
                 learner.replay.add(chunk)
                 learner.inserted += len(chunk)
-        learner.trainer.standardize(learner.replay.spread_frames(STANDARDIZE_FRAMES))
         if config.network == Config().network:
             load_state_vector(learner.trainer.online, trained_vector())
             learner.trainer.sync_target()
             learner.trainer.average_policy(share=1.0)
+        else:
+            learner.trainer.standardize(learner.replay.spread_frames(STANDARDIZE_FRAMES))
     return learner
 
 
@@ -143,9 +144,10 @@ def bare(
         for _ in range(2)
     )
     for network in (online, target):  # how much they compute depends on it
-        network.standardize(batch.obs.flatten(0, 1).cpu())
         if weights:
             network.load_state_dict(weights)
+        else:
+            network.standardize(batch.obs.flatten(0, 1).cpu())
     target.for_inference().requires_grad_(False)
     obs, next_obs = (x.to(memory_format=layout, copy=True) for x in (batch.obs, batch.next_obs))
     batch = TransitionBatch(

@@ -1,11 +1,11 @@
-"""The convolutions, where the screen differs from its background and nowhere else.
+"""The convolutions, where a screen differs from the usual one and nowhere else.
 
-Most of a screen looks the same all the time. Less its background it is zero there, and wherever a
-layer sees nothing but zeros, or nothing but what came of them, it gives the same values. So each
-layer is a product of matrices with a row for every place that is not like that, a tenth of them in
-Pong's first layer, and one row for all the others. Values and gradients are those of F.conv2d.
-Under autocast factors are rounded, as F.conv2d's are. `common/frozen.py` goes further, where there
-is no gradient and little to do.
+Most of a screen looks the same all the time, and a layer that sees the same gives the same values.
+So each layer is a product of matrices with a row for every place that differs, a tenth of them in
+Pong's first layer, and a few rows for all the others: those of the usual screen, one for neighbours
+that are alike, and a single one where the usual screen is the background that is taken off. Values
+and gradients are those of F.conv2d. Under autocast factors are rounded, as F.conv2d's are.
+`common/frozen.py` goes further, where there is no gradient and little to do.
 """
 
 import functools
@@ -35,7 +35,7 @@ Array = np.ndarray
 
 class Places(NamedTuple):
     """What a layer gives. rows: [B, H, W] i64, of each place its row among values [R, C], which are
-    f32 or what autocast says. Row 0 is that of all places where the screen does not differ."""
+    f32 or what autocast says. Places that do not differ share those of the usual screen."""
 
     rows: Array
     values: Tensor
@@ -48,23 +48,26 @@ class Places(NamedTuple):
 def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]) -> Places | None:
     """F.conv2d and ReLU, layer after layer, of obs - background; None where F.conv2d is faster.
 
-    obs: [B, STACK, H, W] u8; background: [H, W] f32, whole grey levels; layers: weight [C', C, K,
-    K] f32, bias [C'] f32, stride of each, that of the first being BLOCK and half of its kernel.
+    obs: [B, STACK, H, W] u8; background: [H, W] f32, whole grey levels, the usual screen too unless
+    it is 0, as before it has been measured; layers: weight [C', C, K, K] f32, bias [C'] f32, stride
+    of each, that of the first being BLOCK and half of its kernel.
     """
     screens = obs.permute(0, 2, 3, 1)  # [B, H, W, STACK]
     factor = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     pays = pays_here(factor) and len(obs) >= FEWEST_SCREENS
     if not (pays and screens.is_contiguous() and made_of_blocks(screens, layers[0])):
         return None
-    if (found := find_blocks(screens, background)) is None:
+    usual = background if background.any() else usual_screen(screens)
+    if (found := find_blocks(screens, background, usual)) is None:
         return None
-    rows, values = found[0], torch.from_numpy(found[1]).to(factor)
+    rows, first, less = found
+    values = torch.from_numpy(less).to(factor)
     for number, (weight, bias, stride) in enumerate([by_blocks(layers[0]), *layers[1:]]):
-        rows, seen = find_windows(rows, weight.shape[-1], stride)
-        if number == 0 and np.count_nonzero(rows) > LARGEST_SHARE * rows.size:
+        rows, first, seen = find_windows(rows, first, weight.shape[-1], stride)
+        if number == 0 and np.count_nonzero(rows >= first) > LARGEST_SHARE * rows[1:].size:
             return None
         values = _product(_select(values, seen).view(len(seen), -1), weight, bias)
-    return Places(rows, values)
+    return Places(rows[1:], values)
 
 
 @functools.cache
@@ -90,38 +93,86 @@ def by_blocks(first: Layer) -> Layer:
     return parts.permute(0, 3, 5, 1, 2, 4).flatten(1, 3), bias, 1
 
 
-def find_blocks(screens: Tensor, background: Tensor) -> tuple[Array, Array] | None:
-    """[B, H, W, STACK] u8, [H, W] f32 -> rows of the blocks of 4 by 4 pixels; what they are less
-    their background [R, BLOCK * BLOCK * STACK] i16. None where too many differ."""
+def usual_screen(screens: Tensor) -> Tensor:
+    """[B, H, W, STACK] u8, B >= 5 -> [H, W] u8, of each pixel the median of five screens."""
+    a, b, c, d, e = (screen[..., -1].clone() for screen in screens[:: len(screens) // 5][:5])
+    low, high = a.minimum(b).maximum(c.minimum(d)), a.maximum(b).minimum(c.maximum(d))
+    median: Tensor = low.minimum(high).maximum(low.maximum(high).minimum(e))
+    return median
+
+
+def find_blocks(
+    screens: Tensor, background: Tensor, usual: Tensor
+) -> tuple[Array, int, Array] | None:
+    """Screens [B, H, W, STACK] u8, the others [H, W], whole grey levels -> rows of the blocks of 4
+    by 4 pixels [1 + B, H', W'] i64, first those of the usual screen; how many rows these are; what
+    all are less their background [R, BLOCK * BLOCK * STACK] i16. None where too many differ."""
     images, height, width, _ = screens.shape
-    rows = np.empty((images, height // BLOCK, width // BLOCK), np.int64)
-    most = int(LARGEST_SHARE * rows.size)  # about as many places of the first layer see one
-    less = np.empty((1 + most, BLOCK * BLOCK * STACK), np.int16)
+    down, across = height // BLOCK, width // BLOCK
+    rows = np.empty((1 + images, down, across), np.int64)
+    most = int(LARGEST_SHARE * rows[1:].size)  # about as many places of the first layer see one
+    less = np.empty((rows[0].size + most, BLOCK * BLOCK * STACK), np.int16)
+    if usual is background:
+        first = _number_one(rows[0], less)
+    else:
+        blocks = (usual - background).short().view(down, BLOCK, across, BLOCK).transpose(1, 2)
+        seen = blocks.reshape(down, across, -1, 1).expand(-1, -1, -1, STACK).flatten(2)
+        first = _number_usual(seen.numpy(), rows[0], less)
     pixels = screens.flatten(2).numpy().view(PIXEL)
-    count = _number_blocks(pixels, background.numpy().astype(np.uint8), rows, less)
-    return (rows, less[:count]) if count else None
+    levels = (usual.numpy().astype(np.uint8), background.numpy().astype(np.uint8))
+    count = _number_blocks(pixels, *levels, rows, less[: first + most], first)
+    return (rows, first, less[:count]) if count else None
+
+
+def _number_one(rows: Array, kept: Array) -> int:
+    """As `_number_usual`, of places that all see row 0 only."""
+    rows[:], kept[0] = 0, 0
+    return 1
 
 
 @compiled
-def _number_blocks(pixels: Array, background: Array, rows: Array, less: Array) -> int:
-    """pixels: [B, H, W] PIXEL; background: [H, W] u8. -> rows in all; 0 if there is no room."""
-    usual = background * PIXEL(0x01010101)
-    less[0] = 0
-    count = 1
-    differ = np.empty(background.shape[1], PIXEL)
-    for image in range(rows.shape[0]):
+def _number_usual(seen: Array, rows: Array, kept: Array) -> int:
+    """seen: [H, W, N], by places of the usual screen -> rows [H, W] among kept [R, N], the same for
+    neighbours that see the same. -> rows in all."""
+    count = 0
+    for down in range(rows.shape[0]):
+        for across in range(rows.shape[1]):
+            rows[down, across] = count
+            for up, left in ((0, 1), (1, 0)):
+                if down < up or across < left:
+                    continue
+                row, same = rows[down - up, across - left], True
+                for i in range(seen.shape[2]):
+                    same &= kept[row, i] == seen[down, across, i]
+                if same:
+                    rows[down, across] = row
+            if rows[down, across] == count:
+                kept[count] = seen[down, across]
+                count += 1
+    return count
+
+
+@compiled
+def _number_blocks(
+    pixels: Array, usual: Array, background: Array, rows: Array, less: Array, count: int
+) -> int:
+    """pixels: [B, H, W] PIXEL; usual and background: [H, W] u8; count: rows so far, those of
+    rows[0]. -> rows in all; 0 if there is no room."""
+    usual_pixels = usual * PIXEL(0x01010101)
+    differ = np.empty(usual.shape[1], PIXEL)
+    for image in range(1, rows.shape[0]):
         for down in range(rows.shape[1]):
             top = down * BLOCK
             differ[:] = 0  # of each column of four pixels
             for y in range(top, top + BLOCK):
                 for x in range(len(differ)):
-                    differ[x] |= pixels[image, y, x] ^ usual[y, x]
+                    differ[x] |= pixels[image - 1, y, x] ^ usual_pixels[y, x]
             for across in range(rows.shape[2]):
                 left = across * BLOCK
                 here = PIXEL(0)
                 for x in range(left, left + BLOCK):
                     here |= differ[x]
-                rows[image, down, across] = count if here else 0
+                rows[image, down, across] = count if here else rows[0, down, across]
                 if not here:
                     continue
                 if count == len(less):
@@ -130,47 +181,54 @@ def _number_blocks(pixels: Array, background: Array, rows: Array, less: Array) -
                 for y in range(top, top + BLOCK):
                     for x in range(left, left + BLOCK):
                         for frame in range(STACK):
-                            value = pixels[image, y, x] >> PIXEL(8 * frame) & PIXEL(255)
+                            value = pixels[image - 1, y, x] >> PIXEL(8 * frame) & PIXEL(255)
                             less[count, i] = np.int16(value) - np.int16(background[y, x])
                             i += 1
                 count += 1
     return count
 
 
-def find_windows(before: Array, kernel: int, stride: int) -> tuple[Array, Array]:
-    """Rows of the places of a layer -> those of the next one; what each of these sees [R, K * K],
-    R being a multiple of ROWS."""
+def find_windows(before: Array, usual: int, kernel: int, stride: int) -> tuple[Array, int, Array]:
+    """Rows of the places of a layer [1 + B, H, W], first those of the usual screen, and how many
+    these are -> both of the next layer; what each of its rows sees [R, K * K], R being a multiple
+    of ROWS."""
     images, height, width = before.shape
     rows = np.empty(
         (images, (height - kernel) // stride + 1, (width - kernel) // stride + 1), np.int64
     )
     seen = np.empty((rows.size + ROWS, kernel * kernel), np.int64)
-    count = _number_windows(before, kernel, stride, rows, seen)
+    if usual == 1:
+        first = _number_one(rows[0], seen)
+    else:
+        windows = np.lib.stride_tricks.sliding_window_view(before[0], (kernel, kernel))
+        of_usual = windows[::stride, ::stride].reshape(*rows[0].shape, -1)
+        first = _number_usual(of_usual, rows[0], seen)
+    count = _number_windows(before, usual, kernel, stride, rows, seen, first)
     padded = -(-count // ROWS) * ROWS
     seen[count:padded] = 0
-    return rows, seen[:padded]
+    return rows, first, seen[:padded]
 
 
 @compiled
-def _number_windows(before: Array, kernel: int, stride: int, rows: Array, seen: Array) -> int:
-    """-> rows in all."""
-    seen[0] = 0
-    count = 1
-    differ = np.empty(before.shape[2], np.int64)
-    for image in range(rows.shape[0]):
+def _number_windows(
+    before: Array, usual: int, kernel: int, stride: int, rows: Array, seen: Array, count: int
+) -> int:
+    """count: rows so far, those of rows[0]. -> rows in all."""
+    highest = np.empty(before.shape[2], np.int64)
+    for image in range(1, rows.shape[0]):
         for down in range(rows.shape[1]):
             top = down * stride
-            differ[:] = 0  # of each column that this line of windows sees
+            highest[:] = 0  # row of each column that this line of windows sees
             for y in range(top, top + kernel):
-                for x in range(len(differ)):
-                    differ[x] |= before[image, y, x]
+                for x in range(len(highest)):
+                    highest[x] = max(highest[x], before[image, y, x])
             for across in range(rows.shape[2]):
                 left = across * stride
                 here = 0
                 for x in range(left, left + kernel):
-                    here |= differ[x]
-                rows[image, down, across] = count if here else 0
-                if not here:
+                    here = max(here, highest[x])
+                rows[image, down, across] = rows[0, down, across] if here < usual else count
+                if here < usual:
                     continue
                 i = 0
                 for y in range(top, top + kernel):

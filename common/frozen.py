@@ -58,19 +58,20 @@ class Frozen:
         few = 0 < len(obs) < FEWEST_SCREENS
         if not (few and screens.is_contiguous() and made_of_blocks(screens, self._convolutions[0])):
             return None
-        if (found := find_blocks(screens, self._background)) is None:
+        if (found := find_blocks(screens, self._background, self._background)) is None:
             return None
         versions = [tensor._version for tensor in self._tensors]  # how often each was written to
         if versions != self._versions:
             self._prepare()
             self._versions = versions
-        rows, differences = found[0], found[1].astype(np.float32)
+        rows, first, less = found
+        differences = less.astype(np.float32)
         for kernel, stride, weight, usual in self._layers[:-1]:
-            rows, seen = find_windows(rows, kernel, stride)
+            rows, first, seen = find_windows(rows, first, kernel, stride)
             values = np.maximum(_product(differences, seen, weight, usual), 0)
             differences = values - values[0]
         *_, weight, usual = self._layers[-1]
-        hidden = _product(differences, rows.reshape(len(rows), -1), weight, usual)
+        hidden = _product(differences, rows[1:].reshape(len(obs), -1), weight, usual)
         return torch.from_numpy(hidden).relu_()
 
     @torch.no_grad()

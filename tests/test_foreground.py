@@ -1,4 +1,4 @@
-"""Convolutions where the screen differs from its background: F.conv2d's values in less work."""
+"""Convolutions where a screen differs from the usual one: F.conv2d's values in less work."""
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from common.foreground import (
     Places,
     convolve_foreground,
     pays_here,
+    usual_screen,
 )
 from common.network import DQN
 from tests.builders import busy_screens, still_screens
@@ -30,6 +31,18 @@ def _it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def backdrop() -> Tensor:
     return torch.randint(0, 256, (84, 84)).float()
+
+
+def field() -> Tensor:
+    """What screens of a game show: large areas, and things that stay where they are."""
+    screen = torch.full((84, 84), 87.0)
+    screen[:10], screen[40:50, 30:41], screen[:, 80] = 236, 17, 52
+    return screen
+
+
+def usual_and_background(measured: bool) -> tuple[Tensor, Tensor]:
+    """A background that has not been measured is 0, and nothing is usual but what is shown."""
+    return (screen := backdrop(), screen) if measured else (field(), torch.zeros(84, 84))
 
 
 def layers_of(network: str) -> Layers:
@@ -59,10 +72,13 @@ def rounding() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16)
 
 
+@pytest.mark.parametrize("measured", [True, False])
 @pytest.mark.parametrize("network", ["nips", "nature"])
-def test_values_and_gradients_are_those_of_convolutions_everywhere(network: str) -> None:
-    background = backdrop()
-    obs, layers = busy_screens(background, SHAPE[0]), layers_of(network)
+def test_values_and_gradients_are_those_of_convolutions_everywhere(
+    network: str, measured: bool
+) -> None:
+    usual, background = usual_and_background(measured)
+    obs, layers = busy_screens(usual, SHAPE[0]), layers_of(network)
     ours, exact = leaves(layers, torch.float32), leaves(layers, torch.float64)
     places = convolve_foreground(obs, background, [*ours])
     assert places is not None
@@ -79,10 +95,13 @@ def test_values_and_gradients_are_those_of_convolutions_everywhere(network: str)
             assert torch.allclose(mine.double(), oracle, rtol=1e-3, atol=1e-4 * oracle.abs().max())
 
 
+@pytest.mark.parametrize("measured", [True, False])
 @pytest.mark.parametrize("network", ["nips", "nature"])
-def test_in_bfloat16_they_are_as_exact_as_those_of_convolutions_in_bfloat16(network: str) -> None:
-    background = backdrop()
-    obs, layers = busy_screens(background, SHAPE[0]), layers_of(network)
+def test_in_bfloat16_they_are_as_exact_as_those_of_convolutions_in_bfloat16(
+    network: str, measured: bool
+) -> None:
+    usual, background = usual_and_background(measured)
+    obs, layers = busy_screens(usual, SHAPE[0]), layers_of(network)
     ours, theirs = (leaves(layers, torch.float32) for _ in range(2))
     exact = leaves(layers, torch.float64)
     with rounding():
@@ -174,6 +193,26 @@ def test_one_pixel_takes_a_row_for_each_place_that_sees_it(
     assert rows_multiplied(monkeypatch, obs, background) == rows
 
 
+def test_where_no_background_is_taken_off_neighbours_that_are_alike_share_a_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(foreground, "ROWS", 1)
+    nothing, usual = torch.zeros(84, 84), torch.full((84, 84), 87.0)
+    obs = still_screens(usual, SHAPE[0])
+    assert rows_multiplied(monkeypatch, obs, nothing) == [1, 1, 1]
+    usual[:, 40:] = 52  # what sees only this side, only the other, or so much of both
+    assert rows_multiplied(monkeypatch, still_screens(usual, SHAPE[0]), nothing) == [3, 4, 6]
+
+
+def test_the_usual_screen_shows_of_each_pixel_the_median_of_five_screens() -> None:
+    five = torch.randint(0, 256, (5, 84, 84, 4), dtype=torch.uint8)
+    others = torch.randint(0, 256, (5, 5, 84, 84, 4), dtype=torch.uint8)
+    screens = torch.cat([five[:, None], others], dim=1).flatten(0, 1)
+    for some in (five, screens[:30], screens[:29]):
+        expected = some[:: len(some) // 5][:5, ..., -1].median(dim=0).values
+        assert torch.equal(usual_screen(some), expected)
+
+
 def test_products_have_few_different_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     background = backdrop()
     found = {
@@ -185,6 +224,17 @@ def test_products_have_few_different_numbers_of_rows(monkeypatch: pytest.MonkeyP
     assert max(found) > ROWS
 
 
+def test_blocks_are_what_screens_show_less_their_background_whatever_is_usual() -> None:
+    usual, background = field(), backdrop()
+    screens = busy_screens(usual, SHAPE[0]).permute(0, 2, 3, 1)
+    found = foreground.find_blocks(screens, background, usual)
+    assert found is not None
+    rows, _, less = found
+    blocks = torch.from_numpy(less[rows[1:]]).view(SHAPE[0], 21, 21, 4, 4, 4)
+    shown = blocks.transpose(2, 3).reshape(SHAPE[0], 84, 84, 4)
+    assert torch.equal(shown, screens.short() - background.short()[..., None])
+
+
 @given(st.lists(st.tuples(*(st.integers(0, n - 1) for n in SHAPE)), max_size=20))
 def test_a_place_differs_where_any_pixel_that_it_sees_does(
     places: list[tuple[int, int, int, int]],
@@ -193,11 +243,11 @@ def test_a_place_differs_where_any_pixel_that_it_sees_does(
     obs = still_screens(background, SHAPE[0])
     for place in places:
         obs[place] = 88
-    blocks = foreground.find_blocks(obs.permute(0, 2, 3, 1), background)
+    blocks = foreground.find_blocks(obs.permute(0, 2, 3, 1), background, background)
     assert blocks is not None
-    rows, _ = foreground.find_windows(blocks[0], 2, 1)
+    rows, _, _ = foreground.find_windows(*blocks[:2], 2, 1)
     changed = (obs != 87).any(dim=1, keepdim=True).float()
-    assert torch.equal(torch.from_numpy(rows > 0), F.max_pool2d(changed, 8, 4).squeeze(1) > 0)
+    assert torch.equal(torch.from_numpy(rows[1:] > 0), F.max_pool2d(changed, 8, 4).squeeze(1) > 0)
 
 
 def test_it_is_left_to_conv2d_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,14 +290,16 @@ def test_it_is_used_where_it_was_measured(
 
 @pytest.mark.parametrize("dueling", [False, True])
 @pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("measured", [True, False])
 def test_a_network_gives_the_same_values_either_way(
-    monkeypatch: pytest.MonkeyPatch, dueling: bool, bfloat16: bool
+    monkeypatch: pytest.MonkeyPatch, dueling: bool, bfloat16: bool, measured: bool
 ) -> None:
     network = DQN(SHAPE[1:], 6, "nips", dueling, bfloat16)
-    frames = torch.full((100, 84, 84), 87, dtype=torch.uint8)
-    frames[:40, 10:20, 10:20] = 236
-    network.standardize(frames)
-    obs = busy_screens(network.background, SHAPE[0])
+    frames = field().to(torch.uint8).repeat(100, 1, 1)
+    frames[:40, 10:20, 10:20] = 17
+    if measured:
+        network.standardize(frames)
+    obs = busy_screens(field(), SHAPE[0])
     calls: list[Places | None] = []
 
     def noted(*arguments: object) -> Places | None:

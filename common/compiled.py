@@ -1,5 +1,6 @@
 """Loops over single numbers, compiled to machine code."""
 
+import pickle
 from collections.abc import Callable
 from functools import update_wrapper
 from typing import Generic, ParamSpec, TypeVar, cast
@@ -30,7 +31,7 @@ class compiled(Generic[P, R]):
             self._call = self._machine_code(keep=True)
         try:
             return self._call(*arguments, **named)
-        except (OSError, EOFError):  # a full disk; a file that was cut short
+        except (OSError, EOFError, pickle.UnpicklingError):  # a full disk; a file cut short
             self._call = self._machine_code(keep=False)
             return self._call(*arguments, **named)
 

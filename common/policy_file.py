@@ -69,7 +69,7 @@ def load_policy(path: Path) -> Policy:
     except RuntimeError as error:
         why = " ".join(str(error).split())  # what is missing, left over or of another shape
         raise Mismatch(f"{path} does not fit the network of its configuration: {why}") from None
-    return Policy(network.eval(), config)
+    return Policy(network.for_inference(), config)
 
 
 def mean_score_of(path: Path) -> float:

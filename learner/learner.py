@@ -160,7 +160,12 @@ class Learner:
         not depend on either, stop is None. A policy one of whose games takes ten times as long as
         the longest of the last hundred (it goes round in circles) is not confirmed.
         """
-        if not self.records.ending.looks_solved or (stop and stop.reason):
+        ending = self.records.ending
+
+        def must_end() -> bool:
+            return stop is not None and bool(stop.reason or ending.out_of_time)
+
+        if not ending.looks_solved or must_end():
             return
         config, games = self.config, self.records.scores.games
         turns, enough = itertools.count(), config.confirm_games + 10 * self.records.longest_game
@@ -170,7 +175,7 @@ class Learner:
 
         def turn() -> None:
             beat()
-            if stop and (stop.reason or self.records.ending.out_of_time):
+            if must_end():
                 raise _Told
             if next(turns) >= enough:
                 raise TimeoutError("it does not come to an end")

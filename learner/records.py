@@ -94,6 +94,9 @@ class Records:
         self._speed: float | None = None  # of the last period
         self._update_speed = 0.0
         self._next_tick = self._next_warning = 0.0
+        if not config.actor_count:  # a lock-step run's rows depend on no interruption either
+            period = config.log_period_env_steps
+            self._next_tick = (env_steps // period + 1) * period
         self._told_env_steps = -1  # at the end of the last period
         self._policy_errors: dict[str, OSError] = {}  # by the file's name, until they are told
         self._refused = 0

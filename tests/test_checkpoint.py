@@ -411,6 +411,10 @@ def test_lock_step_interrupted_and_resumed_is_the_uninterrupted_run(
     assert final_model(straight) == final_model(broken)
     assert rows(straight, "game") == rows(broken, "game")
     assert len(rows(straight, "game")) > 10
+    told, until_a_stop = (rows(run, "period") for run in (straight, broken))
+    at = [row["env_steps"] for row in until_a_stop]
+    assert len(told) > 5 and [row for row in until_a_stop if row in told] == told
+    assert len(at) == len(told) + 2, at  # where it was interrupted, too
 
 
 def test_lock_step_is_solved_by_greedy_games_too(

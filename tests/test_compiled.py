@@ -45,11 +45,14 @@ def test_what_was_compiled_is_kept_beside_the_source(tmp_path: Path) -> None:
     assert total_in_another_process(tmp_path) == "12.0"
 
 
-def test_it_is_compiled_again_where_what_was_kept_is_cut_short(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", ["index", "code"])
+def test_it_is_compiled_again_where_what_was_kept_is_cut_short(tmp_path: Path, of: str) -> None:
     total_in_another_process(tmp_path)
-    (index,) = (tmp_path / "__pycache__").glob("kept.total*.nbi")
-    index.write_bytes(b"")
-    assert total_in_another_process(tmp_path) == "12.0"
+    (kept,) = (tmp_path / "__pycache__").glob("kept.total*.nb" + of[0])
+    whole = kept.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], bytes(len(whole))):
+        kept.write_bytes(damaged)
+        assert total_in_another_process(tmp_path) == "12.0"
 
 
 @pytest.mark.parametrize(

@@ -454,7 +454,7 @@ def test_a_stop_while_greedy_games_are_played_leaves_open_whether_the_run_is_sol
 
 
 def test_greedy_games_end_with_the_time_of_the_run(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr("learner.records.time.monotonic", lambda: clock[0])
@@ -466,6 +466,8 @@ def test_greedy_games_end_with_the_time_of_the_run(
     play = Greedy(1.0, turns=5)
     win(learner, 100, play, cast(Any, SimpleNamespace(reason="")), beat)
     assert clock[0] == 60.0 and play.means == [1.0]
+    win(learner, 3, play, cast(Any, SimpleNamespace(reason="")), beat)  # the last that come in
+    assert len(play.seeds) == capsys.readouterr().out.count("greedy games have to") == 1
     assert learner.records.ending.finished(learner.inserted, "") == "Stopped at --max-minutes 1."
 
 

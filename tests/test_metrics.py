@@ -261,6 +261,16 @@ def test_lock_steps_last_row_is_not_told_twice(tmp_path: Path) -> None:
     assert env_steps_of(tmp_path) == [100, 200]
 
 
+def test_lock_steps_rows_are_at_multiples_of_its_period_whatever_its_first_step_brings(
+    tmp_path: Path,
+) -> None:
+    learner = Learner(config(actors=0, log_period_env_steps=100), tmp_path, False, started=0.0)
+    for learner.inserted in (120, 150, 230):  # as of a run that is resumed just before the first
+        learner.records.tick(learner, None)
+    assert learner.records.finish(learner, None, "done")
+    assert env_steps_of(tmp_path) == [120, 230]
+
+
 def test_what_comes_in_just_after_a_period_is_no_burst() -> None:
     rates = Rates({"env_steps": 0.0}, least_seconds=1.0)
     now = time.monotonic()

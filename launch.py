@@ -381,7 +381,7 @@ def how_to_go_on(run_dir: Path) -> str:
     """The command that resumes a run which ended early."""
     if not has_checkpoint(run_dir):
         return "Nothing was saved yet."
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OSError):  # elsewhere, or there is no such folder any more
         run_dir = run_dir.relative_to(Path.cwd())
     return "Go on with: " + shlex.join([sys.executable, sys.argv[0], "--resume", str(run_dir)])
 

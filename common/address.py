@@ -63,8 +63,8 @@ def ipc_endpoint(folder: Path) -> str:
     if len(os.fsencode(path)) > _IPC_PATH_LIMIT:
         if not Path("/proc/self/fd").is_dir():
             raise ConfigError(
-                f"The run folder's path is too long for a socket ({path}): choose another "
-                "--run-dir, or --bind tcp://127.0.0.1:5555."
+                f"The run folder's path is too long for a socket ({path}): choose --bind "
+                "tcp://127.0.0.1:5555, or for a new run another --run-dir."
             )
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         path = Path(f"/proc/self/fd/{descriptor}/{_SOCKET}")

@@ -1,6 +1,5 @@
 """Loops over single numbers, compiled to machine code."""
 
-import pickle
 from collections.abc import Callable
 from functools import update_wrapper
 from typing import Generic, ParamSpec, TypeVar, cast
@@ -31,7 +30,10 @@ class compiled(Generic[P, R]):
             self._call = self._machine_code(keep=True)
         try:
             return self._call(*arguments, **named)
-        except (OSError, EOFError, pickle.UnpicklingError):  # a full disk; a file cut short
+        except Exception as error:  # a full disk; a file that was cut short
+            cut_short = isinstance(error, EOFError) or type(error).__name__ == "UnpicklingError"
+            if not cut_short and not isinstance(error, OSError):
+                raise
             self._call = self._machine_code(keep=False)
             return self._call(*arguments, **named)
 

@@ -30,18 +30,23 @@ def commit(root: Path = ROOT) -> str:
     """Of this code, `-dirty` where it was changed since; "unknown" where git cannot tell."""
     if not (root / ".git").exists():  # or it would tell of whose checkout this is installed in
         return "unknown"
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude", "*"],
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "--no-optional-locks", *words],  # which leaves the index as it is
             cwd=root,
             env={k: v for k, v in os.environ.items() if not k.startswith("GIT_")},
             capture_output=True,
             text=True,
             timeout=GIT_SECONDS,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+            check=True,
+        ).stdout.strip()
+
+    try:
+        dirty = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return done.stdout.strip() or "unknown"
 
 
 def processor() -> str:

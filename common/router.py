@@ -105,7 +105,7 @@ class LearnerEndpoint:
             self._context.destroy(linger=0)
             instead = "choose another --bind"
             if address.startswith("ipc:"):
-                instead = "choose another --run-dir, or --bind tcp://127.0.0.1:5555"
+                instead = "choose --bind tcp://127.0.0.1:5555, or for a new run another --run-dir"
             why = zmq.strerror(error.errno or 0)
             raise ConfigError(f"Cannot listen on {address}: {why}; {instead}.") from None
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -174,8 +174,9 @@ class LearnerEndpoint:
             return
         self._stopping = True
         self._wake()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+        for _ in range(5):  # one of them may pass while the whole process stands still
+            if self._thread.is_alive():
+                self._thread.join(timeout=1)
         if self._authenticator:
             self._authenticator.stop()
         self._context.destroy(linger=200)

@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from common.config import CONFIRMATION, OF_CHECKPOINTS, SAMPLING, Config
 from common.console import say
-from common.errors import ConfigError, Mismatch
+from common.errors import ConfigError, Mismatch, UserError
 from common.lifeline import StopSignal
 from common.machine import available_memory_bytes
 from common.messages import Chunk, Weights
@@ -188,8 +189,10 @@ class Learner:
         except _Told:
             return
         except Exception as error:  # the game's: what is learned shall not be lost for that
+            if not isinstance(error, (UserError, TimeoutError)):
+                traceback.print_exc()
             what = f"{type(error).__name__}: {error}"
-            say(f"A greedy game failed (--confirm-games 0 does without): {what}", error=True)
+            say(f"A greedy game failed (--confirm-games 0 does without): {what}")
         if self.records.confirm(scores, self.inserted):
             self.save_policy()
         self._follow_scores()

@@ -88,3 +88,13 @@ def test_to_know_a_game_takes_no_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "6 False\n", done
+
+
+def test_what_a_compiled_function_raises_comes_through() -> None:
+    def refuse(value: float) -> float:
+        if value < 0:
+            raise ValueError("no root")
+        return value**0.5
+
+    with pytest.raises(ValueError, match="no root"):
+        compiled(refuse)(-1.0)

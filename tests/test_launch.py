@@ -22,7 +22,7 @@ from common.errors import GOODBYE
 from common.lifeline import Heartbeats
 from common.network import network_for
 from common.policy_file import save_policy
-from launch import LIBRARIES, main
+from launch import LIBRARIES, how_to_go_on, main
 from tests.builders import CATCH, config
 from tests.running import (
     ROOT,
@@ -430,6 +430,17 @@ sys.exit(launch.main(sys.argv[1:]))
     sentence, how = done.stderr.splitlines()
     assert sentence == "volley: Catch gave a reward of nan, expected a finite one."
     assert how.startswith("Go on with:") and how.endswith(f"--resume {tmp_path}")
+
+
+def test_how_to_go_on_is_said_where_the_working_directory_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, run = tmp_path / "gone", tmp_path / "run"
+    gone.mkdir()
+    (run / "checkpoints" / "step-000000000100").mkdir(parents=True)
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert how_to_go_on(run).endswith(f"--resume {run}")
 
 
 def test_a_console_that_is_gone_costs_nothing(tmp_path: Path) -> None:

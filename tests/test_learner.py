@@ -515,11 +515,16 @@ def test_a_game_that_breaks_when_it_is_played_greedily_costs_nothing_that_is_lea
     win(learner, 100, broken, cast(Any, SimpleNamespace(reason="")))
     assert not learner.records.ending.solved and learner.records.ending.in_doubt
     told = capsys.readouterr()
-    assert told.err == (
+    assert (
         "A greedy game failed (--confirm-games 0 does without): ConfigError: Catch gave a reward "
         "of nan, expected a finite one.\n"
-    )
+    ) in told.out
     assert "they could not be played; +1 wanted, so learning goes on." in told.out
+    assert not told.err
+    win(learner, 50, Greedy(KeyError("a bug")), cast(Any, SimpleNamespace(reason="")))
+    told = capsys.readouterr()
+    assert "A greedy game failed (--confirm-games 0 does without): KeyError: 'a bug'" in told.out
+    assert "Traceback" in told.err and "KeyError: 'a bug'" in told.err
 
 
 def test_a_transport_that_dies_when_nothing_more_is_wanted_of_it_costs_nothing(

@@ -31,7 +31,10 @@ def test_a_checkouts_commit_is_told_and_whether_it_was_changed(
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "c")
     commit = git(tmp_path, "rev-parse", "HEAD")
+    os.utime(tmp_path / "code", (0, 0))  # what git would note in its index
+    index = (tmp_path / ".git" / "index").read_bytes()
     assert commit.startswith(provenance.commit(tmp_path))
+    assert (tmp_path / ".git" / "index").read_bytes() == index
     (tmp_path / "code").write_text("2")
     assert provenance.commit(tmp_path).endswith("-dirty")
     installed = tmp_path / "site-packages"  # in somebody else's checkout

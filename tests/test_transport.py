@@ -490,7 +490,7 @@ def test_a_port_in_use_is_one_sentence() -> None:
 
 
 def test_a_socket_file_that_cannot_be_is_one_sentence_too(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file or directory; choose another --run-dir, "):
+    with pytest.raises(ConfigError, match="No such file or directory; choose --bind tcp"):
         LearnerEndpoint(config(), f"ipc://{tmp_path}/nowhere/socket")
 
 

@@ -60,11 +60,11 @@ def convolve_foreground(obs: Tensor, background: Tensor, layers: Sequence[Layer]
     usual = background if background.any() else usual_screen(screens)
     if (found := find_blocks(screens, background, usual)) is None:
         return None
-    rows, first, less = found
+    rows, usual_rows, less = found
     values = torch.from_numpy(less).to(factor)
     for number, (weight, bias, stride) in enumerate([by_blocks(layers[0]), *layers[1:]]):
-        rows, first, seen = find_windows(rows, first, weight.shape[-1], stride)
-        if number == 0 and np.count_nonzero(rows >= first) > LARGEST_SHARE * rows[1:].size:
+        rows, usual_rows, seen = find_windows(rows, usual_rows, weight.shape[-1], stride)
+        if number == 0 and np.count_nonzero(rows >= usual_rows) > LARGEST_SHARE * rows[1:].size:
             return None
         values = _product(_select(values, seen).view(len(seen), -1), weight, bias)
     return Places(rows[1:], values)
@@ -113,15 +113,15 @@ def find_blocks(
     most = int(LARGEST_SHARE * rows[1:].size)  # about as many places of the first layer see one
     less = np.empty((rows[0].size + most, BLOCK * BLOCK * STACK), np.int16)
     if usual is background:
-        first = _number_one(rows[0], less)
+        usual_rows = _number_one(rows[0], less)
     else:
         blocks = (usual - background).short().view(down, BLOCK, across, BLOCK).transpose(1, 2)
         seen = blocks.reshape(down, across, -1, 1).expand(-1, -1, -1, STACK).flatten(2)
-        first = _number_usual(seen.numpy(), rows[0], less)
+        usual_rows = _number_usual(seen.numpy(), rows[0], less)
     pixels = screens.flatten(2).numpy().view(PIXEL)
     levels = (usual.numpy().astype(np.uint8), background.numpy().astype(np.uint8))
-    count = _number_blocks(pixels, *levels, rows, less[: first + most], first)
-    return (rows, first, less[:count]) if count else None
+    count = _number_blocks(pixels, *levels, rows, less[: usual_rows + most], usual_rows)
+    return (rows, usual_rows, less[:count]) if count else None
 
 
 def _number_one(rows: Array, kept: Array) -> int:
@@ -188,7 +188,9 @@ def _number_blocks(
     return count
 
 
-def find_windows(before: Array, usual: int, kernel: int, stride: int) -> tuple[Array, int, Array]:
+def find_windows(
+    before: Array, usual_before: int, kernel: int, stride: int
+) -> tuple[Array, int, Array]:
     """Rows of the places of a layer [1 + B, H, W], first those of the usual screen, and how many
     these are -> both of the next layer; what each of its rows sees [R, K * K], R being a multiple
     of ROWS."""
@@ -197,28 +199,29 @@ def find_windows(before: Array, usual: int, kernel: int, stride: int) -> tuple[A
         (images, (height - kernel) // stride + 1, (width - kernel) // stride + 1), np.int64
     )
     seen = np.empty((rows.size + ROWS, kernel * kernel), np.int64)
-    if usual == 1:
-        first = _number_one(rows[0], seen)
+    if usual_before == 1:
+        usual_rows = _number_one(rows[0], seen)
     else:
         windows = np.lib.stride_tricks.sliding_window_view(before[0], (kernel, kernel))
         of_usual = windows[::stride, ::stride].reshape(*rows[0].shape, -1)
-        first = _number_usual(of_usual, rows[0], seen)
-    count = _number_windows(before, usual, kernel, stride, rows, seen, first)
+        usual_rows = _number_usual(of_usual, rows[0], seen)
+    count = _number_windows(before, usual_before, kernel, stride, rows, seen, usual_rows)
     padded = -(-count // ROWS) * ROWS
     seen[count:padded] = 0
-    return rows, first, seen[:padded]
+    return rows, usual_rows, seen[:padded]
 
 
 @compiled
 def _number_windows(
-    before: Array, usual: int, kernel: int, stride: int, rows: Array, seen: Array, count: int
+    before: Array, usual_before: int, kernel: int, stride: int, rows: Array, seen: Array, count: int
 ) -> int:
-    """count: rows so far, those of rows[0]. -> rows in all."""
+    """usual_before: so many rows are those of before[0]; count: and of rows[0], the only ones so
+    far. -> rows in all."""
     highest = np.empty(before.shape[2], np.int64)
     for image in range(1, rows.shape[0]):
         for down in range(rows.shape[1]):
             top = down * stride
-            highest[:] = 0  # row of each column that this line of windows sees
+            highest[:] = 0  # row in each column that this line of windows sees
             for y in range(top, top + kernel):
                 for x in range(len(highest)):
                     highest[x] = max(highest[x], before[image, y, x])
@@ -227,8 +230,8 @@ def _number_windows(
                 here = 0
                 for x in range(left, left + kernel):
                     here = max(here, highest[x])
-                rows[image, down, across] = rows[0, down, across] if here < usual else count
-                if here < usual:
+                rows[image, down, across] = rows[0, down, across] if here < usual_before else count
+                if here < usual_before:
                     continue
                 i = 0
                 for y in range(top, top + kernel):

@@ -64,10 +64,10 @@ class Frozen:
         if versions != self._versions:
             self._prepare()
             self._versions = versions
-        rows, first, less = found
+        rows, usual_rows, less = found
         differences = less.astype(np.float32)
         for kernel, stride, weight, usual in self._layers[:-1]:
-            rows, first, seen = find_windows(rows, first, kernel, stride)
+            rows, usual_rows, seen = find_windows(rows, usual_rows, kernel, stride)
             values = np.maximum(_product(differences, seen, weight, usual), 0)
             differences = values - values[0]
         *_, weight, usual = self._layers[-1]
